@@ -1,0 +1,81 @@
+# One command runs what CI runs: `make check`. PYTHON chooses the interpreter, e.g. `make test PYTHON=python3.12`;
+# each Python version has an environment of its own.
+
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VENV := .venv-$(VERSION)
+DEMO := .venv-demo
+BIN := $(VENV)/bin
+SOURCES := $(shell find shared coordinator worker -type f -not -name '*.pyc')
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# The prerequisites of `check` run in their order, fast ones first, also under `make -j`.
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(DEMO)/.installed  ## Run the audit example on SQLite; installs nothing but what users install
+	@$(DEMO)/bin/lockstep run docs/examples/audit.py:graph --input '{}' --store sqlite:///demo.db
+
+.PHONY: check
+check: lint types contracts docs test  ## All that CI checks
+
+.PHONY: lint
+lint: $(VENV)/.installed  ## Style and formatting
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+.PHONY: format
+format: $(VENV)/.installed  ## Format the code, and mend what ruff can mend by itself
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+.PHONY: types
+types: $(VENV)/.installed  ## Types, mypy strict
+	@$(BIN)/mypy
+
+.PHONY: contracts
+contracts: $(VENV)/.installed  ## Who may import whom
+	@$(BIN)/lint-imports --no-logo
+
+.PHONY: docs
+docs: $(VENV)/.installed  ## Build the documentation into site/; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet  # The theme's advertisement would drown a real warning.
+
+.PHONY: test
+test: $(VENV)/.installed  ## Tests; the last line is pytest's summary
+	@$(BIN)/pytest tests
+
+.PHONY: bench
+bench: $(VENV)/.installed  ## Benchmarks
+	@$(BIN)/python -m tests.bench
+
+.PHONY: clean
+clean:  ## Remove environments, caches and builds
+	rm -rf .venv-* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist site demo.db*
+	find shared coordinator worker tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: python
+python:
+	@$(PYTHON) -c '' 2>/dev/null || { echo "There is no '$(PYTHON)' here. Choose a Python >= 3.11: make PYTHON=/path/to/python3 ..."; exit 1; } >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "'$(PYTHON)' is Python $(VERSION), but Lockstep needs >= 3.11: make PYTHON=python3.11 ..."; exit 1; } >&2
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		|| { echo "'$(PYTHON)' cannot make environments: its venv or ensurepip is missing." \
+			"On Debian and Ubuntu: apt-get install python3-venv"; exit 1; } >&2
+
+# An environment is made anew when its inputs change, so it never holds a dependency that is no longer declared. `python` only
+# checks, and comes after the bar so that it never makes an environment look old.
+$(VENV)/.installed: pyproject.toml | python
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(DEMO)/.installed: pyproject.toml $(SOURCES) | python
+	@$(PYTHON) -m venv --clear $(DEMO)
+	@$(DEMO)/bin/pip install --quiet .
+	@touch $@

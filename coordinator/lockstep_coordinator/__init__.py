@@ -1,0 +1,1 @@
+"""The coordinator: computes steps, hands out tasks, commits."""

@@ -1,0 +1,109 @@
+"""Hands out ready items to the bounded queues: round-robin over runs, in order within a run's step and queue."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from lockstep.core.records import WorkItem
+from lockstep.errors import BackpressureError, LockstepError
+from lockstep.ports import Broker
+from lockstep_coordinator.run import ActiveRun
+
+SetTimer = Callable[[float, Callable[[], None]], None]
+
+
+class Counts(msgspec.Struct):
+    """What a coordinator has counted since it started."""
+
+    backpressure_events: int = 0
+    """Items that found their queue full; each counts once, however long it waits."""
+    dropped_results: int = 0
+    """Results that came too late to matter: of a run that had ended, or of an item that had one."""
+
+
+class Dispatcher:
+    """Knows the runs that have items to hand out.
+
+    `set_timer` calls an action after some seconds; `expire` ends a run that waited too long, with the error given.
+    """
+
+    def __init__(
+        self, broker: Broker, counts: Counts, set_timer: SetTimer, expire: Callable[[str, LockstepError], None]
+    ) -> None:
+        self._broker = broker
+        self._counts = counts
+        self._set_timer = set_timer
+        self._expire = expire
+        self._waiting: dict[str, ActiveRun] = {}
+
+    def add(self, run: ActiveRun) -> None:
+        """The run may have ready items."""
+        self._waiting[run.run_id] = run
+
+    def remove(self, run: ActiveRun) -> None:
+        """Hand out nothing more of the run."""
+        self._waiting.pop(run.run_id, None)
+
+    def again(self, run: ActiveRun, item: WorkItem) -> None:
+        """Hand out an item once more, before those that wait in its queue."""
+        run.ready.setdefault(run.graph.nodes[item.node_id].queue, deque()).appendleft(item)
+        self.add(run)
+
+    def dispatch(self) -> None:
+        """Hand out what there is room for: one item of each run in turn, so that a large run can't starve a small one."""
+        full: set[str] = set()
+        ring = deque(self._waiting.values())
+        while ring:
+            run = ring.popleft()
+            if self._hand_out_one(run, full):
+                ring.append(run)
+                # Behind the others also at the next call, or with little room the first runs would get all of it.
+                self._waiting[run.run_id] = self._waiting.pop(run.run_id)
+            elif not any(run.ready.values()):
+                del self._waiting[run.run_id]
+
+    def _hand_out_one(self, run: ActiveRun, full: set[str]) -> bool:
+        """Hand out the first item, in order, whose queue has room; a full queue holds back only its own items."""
+        if len(run.in_flight) >= run.options.in_flight:
+            return False
+        for item in sorted((items[0] for items in run.ready.values() if items), key=lambda item: item.order_key):
+            task = run.task_for(item)
+            if task.queue in full or not self._broker.offer(task):
+                full.add(task.queue)
+                self._refuse(run, item, task.queue)
+                continue
+            run.ready[task.queue].popleft()
+            run.in_flight[item.path] = task.delivery
+            run.refused.discard(item.path)
+            return True
+        return False
+
+    def _refuse(self, run: ActiveRun, item: WorkItem, queue: str) -> None:
+        """The item stays in the frontier and is offered again when there is room."""
+        if item.path in run.refused:
+            return
+        run.refused.add(item.path)
+        self._counts.backpressure_events += 1
+        if run.options.backpressure_timeout_seconds is not None:
+            run_id, since = run.run_id, time.monotonic()
+            self._set_timer(run.options.backpressure_timeout_seconds, lambda: self._give_up(run_id, item, queue, since))
+
+    def _give_up(self, run_id: str, item: WorkItem, queue: str, since: float) -> None:
+        run = self._waiting.get(run_id)
+        if run is None or item.path not in run.refused:
+            return
+        error = BackpressureError(
+            f"node {item.node_id!r} found no room in queue {queue!r} for {time.monotonic() - since:.1f} s; "
+            f"add workers, raise queue_depth, or raise backpressure_timeout_seconds",
+            run_id=run_id,
+            step_id=run.row.step_id + 1,
+            node_id=item.node_id,
+            queue=queue,
+            queue_depth=run.options.queue_depth,
+            timeout_seconds=run.options.backpressure_timeout_seconds,
+        )
+        self._expire(run_id, error)

@@ -1,0 +1,82 @@
+"""A coordinator's right to write: renewed by a thread of its own, so that a long merge doesn't cost it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from lockstep.errors import StoreUnavailableError
+from lockstep.ports import Store
+
+LEASE_SECONDS = 10.0
+"""How long a lease holds without being renewed; after that others may take over."""
+
+RENEWALS_PER_LEASE = 4
+
+
+class LeaseKeeper:
+    """Holds a lease until `close`, and calls `on_loss` once if it is taken away."""
+
+    def __init__(self, store: Store, on_loss: Callable[[], None]) -> None:
+        self.lease_id = uuid.uuid4().hex
+        self._store = store
+        self._on_loss = on_loss
+        self._closing = threading.Event()
+        store.open_lease(self.lease_id, holder_name(), LEASE_SECONDS)
+        self._thread = threading.Thread(target=self._renew, name="lockstep-lease", daemon=True)
+        self._thread.start()
+
+    def _renew(self) -> None:
+        while not self._closing.wait(LEASE_SECONDS / RENEWALS_PER_LEASE):
+            try:
+                held = self._store.renew_lease(self.lease_id, LEASE_SECONDS)
+            except StoreUnavailableError:
+                continue  # The next transaction's fence finds out; until then trying again is all there is to do.
+            if not held:
+                self._on_loss()
+                return
+
+    def close(self) -> None:
+        """Stop renewing and give the lease back. Idempotent."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self._thread.join()
+        self._store.close_lease(self.lease_id)
+
+
+def holder_name() -> str:
+    """This process: host, process id, and when it started, as the system counts it."""
+    pid = os.getpid()
+    return f"{socket.gethostname()}:{pid}:{_started(pid)}"
+
+
+def is_dead(holder: str) -> bool:
+    """Whether a holder is known to have died: a process of this host that is gone, or whose id another process has now.
+
+    False also means "unknown". A wrong True costs the holder its lease but no data: the fence refuses its later commits.
+    """
+    host, pid, started = holder.rsplit(":", 2)
+    return host == socket.gethostname() and _started(int(pid)) != started
+
+
+def _started(pid: int) -> str:
+    """The start time of a process in clock ticks since boot; "" where there is no such process, or no /proc."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return "" if Path("/proc/self/stat").exists() or not _exists(pid) else "unknown"
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,261 @@
+"""The coordinator's loop: drain what has arrived -> merge -> ONE transaction for all runs that moved -> dispatch.
+
+Under load a turn carries many runs, so it batches by itself; idle it adds nothing. A task is handed out only after the commit that
+created it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Protocol, assert_never
+
+from lockstep.core.lifecycle import FINISHED
+from lockstep.core.records import WorkItem
+from lockstep.core.superstep import Step
+from lockstep.errors import GraphVersionError, LockstepError, RunCancelledError
+from lockstep.graph import CompiledGraph
+from lockstep.ports import Broker, Store
+from lockstep.records import (
+    AlreadyCommitted,
+    Command,
+    Committed,
+    Refused,
+    RunRow,
+    Superseded,
+    TaskResult,
+    Transition,
+    Wake,
+)
+from lockstep_coordinator.dispatch import Counts, Dispatcher
+from lockstep_coordinator.lease import is_dead
+from lockstep_coordinator.recovery import load
+from lockstep_coordinator.run import ActiveRun, Retry, Verdict
+
+SWEEP_SECONDS = 1.0
+"""How often the store is asked for work that no message announced."""
+
+
+class Observer(Protocol):
+    """Is told what the loop does; called from the loop's thread, so it must be quick and must not raise."""
+
+    def moved(self, run: ActiveRun) -> None:
+        """A change of the run's row is committed."""
+
+    def stopped(self, error: Exception | None) -> None:
+        """The loop has ended: by `stop`, or with this error; then its runs wait for another owner."""
+
+
+class Coordinator:
+    """Moves the runs of one lease. One thread calls `run`; the other methods may be called from any thread."""
+
+    def __init__(
+        self, store: Store, broker: Broker, lease_id: str, graphs: Mapping[str, CompiledGraph], observer: Observer
+    ) -> None:
+        self._store = store
+        self._broker = broker
+        self._lease_id = lease_id
+        self._graphs = graphs
+        self._observer = observer
+        self._runs: dict[str, ActiveRun] = {}
+        self.counts = Counts()
+        self._dispatcher = Dispatcher(broker, self.counts, self._set_timer, self._expire)
+        self._arrivals: queue.SimpleQueue[RunRow] = queue.SimpleQueue()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_numbers = itertools.count()
+        self._moved: dict[str, ActiveRun] = {}
+        self._commit_ids = itertools.count(1)
+        self._stopping = threading.Event()
+
+    def take(self, rows: Iterable[RunRow]) -> None:
+        """Begin or go on with runs that this lease owns."""
+        for row in rows:
+            self._arrivals.put(row)
+        self._broker.wake()
+
+    def adopt(self, run_ids: Collection[str] | None = None) -> list[str]:
+        """Take over runs whose owner has ended, see `Store.adopt`; those that are not finished go on at once."""
+        adopted = self._store.adopt(self._lease_id, self._graphs.keys(), run_ids, is_dead)
+        self.take(row for row in self._store.find_runs(run_ids=adopted, limit=len(adopted)) if row.status not in FINISHED)
+        return adopted
+
+    def stop(self) -> None:
+        """Make `run` return after its turn."""
+        self._stopping.set()
+        self._broker.wake()
+
+    @property
+    def active(self) -> int:
+        """Runs in memory."""
+        return len(self._runs)
+
+    def run(self) -> None:
+        """Turn after turn, until `stop` or an error of the store."""
+        error: Exception | None = None
+        try:
+            self._set_timer(SWEEP_SECONDS, self._sweep)
+            while not self._stopping.is_set():
+                self.turn(self._until_next_timer())
+        except Exception as raised:
+            error = raised
+        finally:
+            self._observer.stopped(error)
+
+    def turn(self, timeout_seconds: float) -> None:
+        """One turn of the loop, after waiting at most this long for something to do."""
+        for message in self._broker.receive(timeout_seconds):
+            match message:
+                case TaskResult():
+                    self._absorb(message)
+                case Wake():
+                    self._take_arrivals()
+                case _:
+                    assert_never(message)
+        self._fire_timers()
+        self._commit()
+        self._dispatcher.dispatch()
+
+    def drain(self, timeout_seconds: float) -> None:
+        """Hand out nothing more; commit what comes of the tasks in flight, waiting at most this long."""
+        deadline = time.monotonic() + timeout_seconds
+        for run in self._runs.values():
+            for path in self._broker.withdraw(run.run_id):
+                run.in_flight.pop(path, None)
+        while any(run.in_flight for run in self._runs.values()) and (left := deadline - time.monotonic()) > 0:
+            for message in self._broker.receive(left):
+                if isinstance(message, TaskResult):
+                    self._absorb(message)
+            self._commit()
+
+    def _absorb(self, result: TaskResult) -> None:
+        run = self._runs.get(result.run_id)
+        retry = run.absorb(result) if run is not None else Verdict.DROPPED
+        if run is None or retry is Verdict.DROPPED:
+            self.counts.dropped_results += 1
+            return
+        self._moved[run.run_id] = run
+        if isinstance(retry, Retry):
+            item = retry.item
+            self._set_timer(retry.pause_seconds, lambda: self._try_again(result.run_id, item))
+
+    def _try_again(self, run_id: str, item: WorkItem) -> None:
+        run = self._runs.get(run_id)
+        if run is not None:
+            self._dispatcher.again(run, item)
+
+    def _take_arrivals(self) -> None:
+        while True:
+            try:
+                row = self._arrivals.get_nowait()
+            except queue.Empty:
+                return
+            if row.run_id not in self._runs:
+                self._load(row)
+
+    def _load(self, row: RunRow) -> ActiveRun | None:
+        """Put a run into memory; None: its version of the graph is not loaded here, so it waits for a coordinator that has it."""
+        try:
+            run = load(self._store, row, self._graphs)
+        except GraphVersionError:
+            return None
+        self._runs[run.run_id] = self._moved[run.run_id] = run
+        if run.options.deadline_seconds is not None:
+            passed = max(0.0, time.time() - row.created_at / 1000)
+            self._set_timer(run.options.deadline_seconds - passed, lambda: self._pass_deadline(row.run_id))
+        self._dispatcher.add(run)
+        return run
+
+    def _sweep(self) -> None:
+        """Look for what no message announced: runs submitted elsewhere, and commands."""
+        work = self._store.poll(self._lease_id)
+        for row in work.new:
+            if row.run_id not in self._runs:
+                self._load(row)
+        for command in work.commands:
+            self._obey(command)
+        self._set_timer(SWEEP_SECONDS, self._sweep)
+
+    def _obey(self, command: Command) -> None:
+        run = self._runs.get(command.run_id)
+        if run is None:
+            [row] = self._store.find_runs(run_ids=[command.run_id])
+            run = self._load(row)
+        if run is not None:
+            run.obey(command)
+            self._moved[run.run_id] = run
+
+    def wake_for_commands(self) -> None:
+        """Look into the inbox now rather than at the next sweep."""
+        self._set_timer(0.0, self._sweep)
+        self._broker.wake()
+
+    def _commit(self) -> None:
+        """Store what all moved runs have to store, in one transaction, and act on each run's outcome."""
+        while self._moved:
+            moved, self._moved = self._moved, {}
+            pending = [(run, *run.transition()) for run in moved.values()]
+            pending = [entry for entry in pending if _says_something(entry[1])]
+            if not pending:
+                return
+            transitions = [transition for _, transition, _ in pending]
+            outcomes = self._store.commit(self._lease_id, next(self._commit_ids), transitions)
+            for (run, transition, step), outcome in zip(pending, outcomes, strict=True):
+                match outcome:
+                    case Committed():
+                        self._accept(run, transition, step)
+                    case AlreadyCommitted() | Superseded():
+                        self._forget(run)
+                    case Refused(error):
+                        run.fail(error)
+                        self._moved[run.run_id] = run
+                    case _:
+                        assert_never(outcome)
+
+    def _accept(self, run: ActiveRun, transition: Transition, step: Step | None) -> None:
+        run.accept(transition, step)
+        if run.row.status in FINISHED:
+            self._forget(run)
+        elif transition.update is not None and transition.update.revives:
+            self._forget(run)
+            self._load(run.row)
+        elif step is not None:
+            self._dispatcher.add(run)
+        if transition.update is not None:
+            self._observer.moved(run)
+
+    def _forget(self, run: ActiveRun) -> None:
+        """Drop a run from memory: it has ended, or somebody else moves it now and the store has the truth."""
+        self._runs.pop(run.run_id, None)
+        self._dispatcher.remove(run)
+        if run.in_flight:
+            self._broker.withdraw(run.run_id)
+
+    def _expire(self, run_id: str, error: LockstepError) -> None:
+        """End a run that took too long."""
+        run = self._runs.get(run_id)
+        if run is not None:
+            run.fail(error)
+            self._moved[run_id] = run
+
+    def _pass_deadline(self, run_id: str) -> None:
+        reason = "it passed its deadline_seconds"
+        self._expire(run_id, RunCancelledError(f"run {run_id} was cancelled: {reason}", run_id=run_id, reason=reason))
+
+    def _set_timer(self, seconds: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._timer_numbers), action))
+
+    def _until_next_timer(self) -> float:
+        return max(0.0, self._timers[0][0] - time.monotonic())
+
+    def _fire_timers(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            heapq.heappop(self._timers)[2]()
+
+
+def _says_something(transition: Transition) -> bool:
+    return bool(transition.journal or transition.update or transition.consumed)

@@ -1,0 +1,319 @@
+"""One run in a coordinator's memory: what is committed, what has arrived since, and the transition that follows from both.
+
+Nothing here talks to a store, a broker or a clock, and nothing is lost with it: `recovery` makes it again from the store.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable
+from enum import Enum
+
+import msgspec
+
+from lockstep.core.canonical import canonical_bytes
+from lockstep.core.lifecycle import FINISHED, RunStatus, may_move
+from lockstep.core.ordering import run_seed_of
+from lockstep.core.policy import RetryPolicy
+from lockstep.core.records import Failure, Finished, Frontier, WorkItem, Write
+from lockstep.core.state import State
+from lockstep.core.superstep import Step, advance, begin
+from lockstep.errors import LockstepError, RunCancelledError
+from lockstep.graph import CompiledGraph
+from lockstep.options import Options
+from lockstep.records import Command, Event, JournalRow, RunRow, RunUpdate, StepRow, Task, TaskResult, Transition
+from lockstep.wire import EmittedEvent, decode_outcome
+
+SNAPSHOT_MIN_BYTES = 16 * 1024
+"""Below this many bytes of patches since the last snapshot, no new one is taken, however small the state."""
+
+ONCE = RetryPolicy(max_attempts=1)
+
+
+class Retry(msgspec.Struct, frozen=True):
+    """An item that is to run again after a pause."""
+
+    item: WorkItem
+    pause_seconds: float
+
+
+class Verdict(Enum):
+    """What else can become of a result."""
+
+    TAKEN = "taken"
+    DROPPED = "dropped"
+
+
+class ActiveRun:
+    """A run that this coordinator owns. `state` and `frontier` are S(k-1) and F(k) of the step under way, `step_id` is k-1."""
+
+    def __init__(self, row: RunRow, graph: CompiledGraph, options: Options) -> None:
+        self.row = row
+        self.graph = graph
+        self.options = options
+        self.seed = run_seed_of(row.run_id) if options.seed is None else options.seed
+        self.state = State()
+        self.frontier = Frontier()
+        self.ready: dict[str, deque[WorkItem]] = {}
+        self.in_flight: dict[bytes, int] = {}
+        self.refused: set[bytes] = set()
+        self.cause: BaseException | None = None
+        self._items: dict[bytes, WorkItem] = {}
+        self._outcomes: dict[bytes, Finished] = {}
+        self._events: dict[bytes, list[EmittedEvent]] = {}
+        self._failures: dict[bytes, int] = {}
+        self._budget_used: dict[bytes, int] = {}
+        self._dead: dict[bytes, LockstepError] = {}
+        self._fatal: LockstepError | None = None
+        self._journal: list[JournalRow] = []
+        self._consumed: list[str] = []
+        self._revived = False
+        self._state_bytes: bytes | None = None
+        self._patch_bytes = 0
+        self._snapshot_bytes = 0
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self.row.run_id
+
+    def resume(self, state: State, frontier: Frontier, patch_bytes: int, journal: Iterable[JournalRow]) -> None:
+        """Go on from what the store holds of a run that was begun before."""
+        self._snapshot_bytes, self._patch_bytes = len(state.to_bytes()), patch_bytes
+        self._stand_at(state, frontier)
+        for row in journal:
+            if row.kind == "done":
+                self._outcomes[row.path], self._events[row.path] = decode_outcome(row.payload)
+            elif row.kind == "failed":
+                self._failures[row.path] = row.n
+                if json.loads(row.meta)["retries"] == self.row.retries:
+                    self._budget_used[row.path] = self._budget_used.get(row.path, 0) + 1
+        for queue in self.ready.values():
+            for item in [item for item in queue if item.path in self._outcomes]:
+                queue.remove(item)
+
+    def _stand_at(self, state: State, frontier: Frontier) -> None:
+        """Make S(k-1) and F(k) the current ones; every item of F(k) is ready."""
+        self.state, self.frontier = state, frontier
+        self._state_bytes = None
+        self._items = {item.path: item for item in frontier.items}
+        self.ready = {}
+        for item in frontier.items:
+            self.ready.setdefault(self.graph.nodes[item.node_id].queue, deque()).append(item)
+        self.refused.clear()
+        self._outcomes, self._events, self._failures, self._budget_used = {}, {}, {}, {}
+
+    def task_for(self, item: WorkItem) -> Task:
+        """The task that hands out an item."""
+        if self._state_bytes is None:
+            self._state_bytes = self.state.to_bytes()
+        node = self.graph.nodes[item.node_id]
+        attempt = self._failures.get(item.path, 0) + 1
+        return Task(
+            run_id=self.row.run_id,
+            graph_hash=self.graph.hash,
+            step_id=self.row.step_id + 1,
+            node_id=item.node_id,
+            path=item.path,
+            order_key=item.order_key,
+            scheduled_step=item.scheduled_step,
+            queue=node.queue,
+            attempt=attempt,
+            delivery=attempt,
+            run_seed=self.seed,
+            timeout_seconds=node.timeout_seconds or self.options.default_timeout_seconds,
+            max_payload_bytes=self.options.max_payload_bytes,
+            state=self._state_bytes,
+            payload=item.payload,
+        )
+
+    def absorb(self, result: TaskResult) -> Retry | Verdict:
+        """Take in a result. The first `done` of an item wins; failures count from the current delivery only; the rest is dropped."""
+        item = self._items.get(result.path)
+        if item is None or result.path in self._outcomes or self.row.status is not RunStatus.RUNNING:
+            return Verdict.DROPPED
+        if result.outcome is not None:
+            self.in_flight.pop(result.path, None)
+            self._dead.pop(result.path, None)
+            self._outcomes[result.path], self._events[result.path] = decode_outcome(result.outcome)
+            self._note(item, "done", 0, result.outcome, result)
+            return Verdict.TAKEN
+        if result.failure is None or self.in_flight.get(result.path) != result.delivery:
+            return Verdict.DROPPED
+        del self.in_flight[result.path]
+        return self._absorb_failure(item, result.failure, result)
+
+    def _absorb_failure(self, item: WorkItem, failure: Failure, result: TaskResult) -> Retry | Verdict:
+        attempt = self._failures[item.path] = self._failures.get(item.path, 0) + 1
+        used = self._budget_used[item.path] = self._budget_used.get(item.path, 0) + 1
+        self._note(item, "failed", attempt, canonical_bytes(failure.error), result)
+        policy = self.graph.nodes[item.node_id].retry or self.options.retry or ONCE
+        pause_seconds = policy.pause_seconds(failure, used, item.path)
+        if pause_seconds is not None:
+            return Retry(item, pause_seconds)
+        self._dead[item.path] = LockstepError.from_record(failure.error)
+        self.cause = self.cause or result.cause
+        return Verdict.TAKEN
+
+    def _note(self, item: WorkItem, kind: str, n: int, payload: bytes, result: TaskResult) -> None:
+        meta = {
+            "attempt": self._failures.get(item.path, 0) + (kind == "done"),
+            "delivery": result.delivery,
+            "latency_ms": result.latency_ms,
+            "retries": self.row.retries,
+            "started_at": result.started_at,
+            "worker": result.worker,
+        }
+        self._journal.append(
+            JournalRow(
+                run_id=self.row.run_id,
+                path=item.path,
+                kind=kind,
+                n=n,
+                step_id=self.row.step_id + 1,
+                payload=payload,
+                meta=canonical_bytes(meta),
+            )
+        )
+
+    def fail(self, error: LockstepError) -> None:
+        """End the run with this error at the next transition, whatever its items do."""
+        self._fatal = self._fatal or error
+
+    def obey(self, command: Command) -> None:
+        """Take in a command; one that the run's status does not allow is answered by doing nothing."""
+        self._consumed.append(command.command_id)
+        match command.kind:
+            case "cancel" if may_move(self.row.status, RunStatus.CANCELLED):
+                reason = json.loads(command.payload)
+                self.fail(RunCancelledError(f"run {self.run_id} was cancelled: {reason}", run_id=self.run_id, reason=reason))
+            case "retry" if self.row.status is RunStatus.FAILED:
+                self._revived = True
+            case _:
+                pass
+
+    def transition(self) -> tuple[Transition, Step | None]:
+        """What this run has to store now, and the step that this completes, if any."""
+        journal, self._journal = tuple(self._journal), []
+        consumed, self._consumed = tuple(self._consumed), []
+        common = Transition(run_id=self.row.run_id, journal=journal, consumed=consumed)
+        if self._revived:
+            update = self._update(RunStatus.RUNNING, retries=self.row.retries + 1)
+            return msgspec.structs.replace(common, update=msgspec.structs.replace(update, revives=True)), None
+        if self.row.status in FINISHED:
+            return common, None
+        error = self._fatal or self._first_dead()
+        try:
+            step = None if error else self._step()
+        except LockstepError as raised:
+            self.cause = self.cause or raised.__cause__ or raised
+            error, step = raised, None
+        if error is not None:
+            status = RunStatus.CANCELLED if isinstance(error, RunCancelledError) else RunStatus.FAILED
+            located = error.located(run_id=self.run_id)
+            return msgspec.structs.replace(
+                common, update=self._update(status, error=canonical_bytes(located.to_record()))
+            ), None
+        if step is None:
+            return common, None
+        status = RunStatus.SUCCEEDED if step.done else RunStatus.RUNNING
+        return (
+            Transition(
+                run_id=self.row.run_id,
+                journal=journal,
+                consumed=consumed,
+                step=StepRow(
+                    run_id=self.row.run_id,
+                    step_id=step.step_id,
+                    idempotency_key=step.idempotency_key,
+                    state_hash=step.state_hash,
+                    patch=step.patch,
+                    frontier=step.encoded_frontier,
+                ),
+                snapshot=self._snapshot_if_due(step),
+                update=self._update(status, step=step),
+                events=self._events_in_order(),
+            ),
+            step,
+        )
+
+    def _first_dead(self) -> LockstepError | None:
+        """The error that ends the run: of the item lowest in order, once all are accounted for or fail_fast does not wait."""
+        if not self._dead:
+            return None
+        if not self.options.fail_fast and len(self._outcomes) + len(self._dead) < len(self._items):
+            return None
+        return next(self._dead[item.path] for item in self.frontier.items if item.path in self._dead)
+
+    def _step(self) -> Step | None:
+        """The next step, if no result is missing. Computed once: before, results just accumulate."""
+        program, policy, run_id = self.graph.program, self.options.conflict_policy, self.row.run_id
+        if self.row.status is RunStatus.PENDING:
+            writes = [Write(name, value) for name, value in json.loads(self.row.input).items()]
+            return begin(program, policy, run_id, writes)
+        if len(self._outcomes) < len(self._items):
+            return None
+        step_id = self.row.step_id + 1
+        return advance(program, policy, self.options.max_steps, run_id, step_id, self.state, self.frontier, self._outcomes)
+
+    def _update(
+        self,
+        status: RunStatus,
+        *,
+        step: Step | None = None,
+        error: bytes | None = None,
+        retries: int | None = None,
+    ) -> RunUpdate:
+        return RunUpdate(
+            run_id=self.row.run_id,
+            expected_version=self.row.version,
+            status=status,
+            step_id=self.row.step_id if step is None else step.step_id,
+            state_hash=self.row.state_hash if step is None else step.state_hash,
+            error=error,
+            retries=self.row.retries if retries is None else retries,
+        )
+
+    def _snapshot_if_due(self, step: Step) -> bytes | None:
+        patches = self._patch_bytes + len(step.patch)
+        if patches <= max(self._snapshot_bytes, SNAPSHOT_MIN_BYTES):
+            return None
+        return step.state.to_bytes()
+
+    def _events_in_order(self) -> tuple[Event, ...]:
+        if not any(self._events.values()):
+            return ()
+        emitted = [(item.node_id, event) for item in self.frontier.items for event in self._events[item.path]]
+        return tuple(
+            Event(
+                run_id=self.run_id,
+                sequence=self.row.version + 1,
+                position=position,
+                step_id=self.row.step_id + 1,
+                node_id=node_id,
+                type=kind,
+                data=canonical_bytes(data),
+            )
+            for position, (node_id, (kind, data)) in enumerate(emitted)
+        )
+
+    def accept(self, transition: Transition, step: Step | None) -> None:
+        """The transition is committed: stand on its ground."""
+        update = transition.update
+        if update is None:
+            return
+        self.row = msgspec.structs.replace(
+            self.row,
+            version=update.expected_version + 1,
+            status=update.status,
+            step_id=update.step_id,
+            state_hash=update.state_hash,
+            error=update.error,
+            retries=update.retries,
+        )
+        if step is not None:
+            self._patch_bytes += len(step.patch)
+            if transition.snapshot is not None:
+                self._patch_bytes, self._snapshot_bytes = 0, len(transition.snapshot)
+            self._stand_at(step.state, step.frontier)

@@ -1,0 +1,112 @@
+"""Lockstep: graph workflows that give the same bytes every time.
+
+Build a `Graph`, run it with an `Engine`. Names that load the engine are resolved on first use, so `import lockstep` stays light.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from lockstep.core.ordering import END, START
+from lockstep.core.policy import ConflictPolicy, RetryPolicy
+from lockstep.errors import (
+    BackpressureError,
+    BrokerUnavailableError,
+    BudgetExceededError,
+    ConfigurationError,
+    ConflictError,
+    GraphVersionError,
+    LockstepError,
+    MaxStepsExceededError,
+    NodeFailedError,
+    NodeTimeoutError,
+    NoProgressError,
+    PoisonError,
+    ReducerError,
+    ReplayMismatchError,
+    RouteError,
+    RunCancelledError,
+    RunExistsError,
+    RunInterruptedError,
+    RunNotFoundError,
+    StateError,
+    StoreUnavailableError,
+    UnknownGraphError,
+    WaitTimeoutError,
+)
+from lockstep.graph import Command, Graph, Overwrite, Send, StateGraph
+from lockstep.messages import add_messages
+from lockstep.options import (
+    Options,
+    with_conflict_policy,
+    with_default_timeout,
+    with_max_concurrent,
+    with_queue_depth,
+)
+from lockstep.ports import Context
+
+if TYPE_CHECKING:
+    from lockstep.client import Run, StreamEvent
+    from lockstep.engine import Engine
+    from lockstep.history import StepRecord, TaskRecord
+else:
+    _LAZY = {
+        "Engine": "lockstep.engine",
+        "Run": "lockstep.client",
+        "StepRecord": "lockstep.history",
+        "StreamEvent": "lockstep.client",
+        "TaskRecord": "lockstep.history",
+    }
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LAZY:
+            raise AttributeError(f"module 'lockstep' has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+
+
+__all__ = [
+    "END",
+    "START",
+    "BackpressureError",
+    "BrokerUnavailableError",
+    "BudgetExceededError",
+    "Command",
+    "ConfigurationError",
+    "ConflictError",
+    "ConflictPolicy",
+    "Context",
+    "Engine",
+    "Graph",
+    "GraphVersionError",
+    "LockstepError",
+    "MaxStepsExceededError",
+    "NoProgressError",
+    "NodeFailedError",
+    "NodeTimeoutError",
+    "Options",
+    "Overwrite",
+    "PoisonError",
+    "ReducerError",
+    "ReplayMismatchError",
+    "RetryPolicy",
+    "RouteError",
+    "Run",
+    "RunCancelledError",
+    "RunExistsError",
+    "RunInterruptedError",
+    "RunNotFoundError",
+    "Send",
+    "StateError",
+    "StateGraph",
+    "StepRecord",
+    "StoreUnavailableError",
+    "StreamEvent",
+    "TaskRecord",
+    "UnknownGraphError",
+    "WaitTimeoutError",
+    "add_messages",
+    "with_conflict_policy",
+    "with_default_timeout",
+    "with_max_concurrent",
+    "with_queue_depth",
+]

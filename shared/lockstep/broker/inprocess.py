@@ -1,0 +1,71 @@
+"""Queues within one process, with the same bounded depth as the distributed ones."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+
+from lockstep.records import Message, Task, TaskResult, Wake
+
+
+class InProcessBroker:
+    """A `Broker` and the worker's side of it, for a coordinator and a worker that share a process."""
+
+    def __init__(self, queue_depth: int) -> None:
+        self._queue_depth = queue_depth
+        self._waiting: deque[Task] = deque()
+        self._depths: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._on_offer: Callable[[], None] = lambda: None
+
+    def connect(self, on_offer: Callable[[], None]) -> None:
+        """Call `on_offer` after each task that is put into a queue."""
+        self._on_offer = on_offer
+
+    def offer(self, task: Task) -> bool:
+        with self._lock:
+            if self._depths[task.queue] >= self._queue_depth:
+                return False
+            self._depths[task.queue] += 1
+            self._waiting.append(task)
+        self._on_offer()
+        return True
+
+    def take(self) -> Task | None:
+        """The task that has waited longest, now out of its queue; None: all queues are empty."""
+        with self._lock:
+            if not self._waiting:
+                return None
+            task = self._waiting.popleft()
+            self._depths[task.queue] -= 1
+            return task
+
+    def deliver(self, result: TaskResult) -> None:
+        """Send a result to the coordinator."""
+        self._messages.put(result)
+
+    def receive(self, timeout_seconds: float) -> list[Message]:
+        messages: list[Message] = []
+        try:
+            messages.append(self._messages.get(timeout=max(timeout_seconds, 0.0)))
+            while True:
+                messages.append(self._messages.get_nowait())
+        except queue.Empty:
+            return messages
+
+    def wake(self) -> None:
+        self._messages.put(Wake())
+
+    def withdraw(self, run_id: str) -> list[bytes]:
+        with self._lock:
+            withdrawn = [task for task in self._waiting if task.run_id == run_id]
+            self._waiting = deque(task for task in self._waiting if task.run_id != run_id)
+            self._depths.subtract(task.queue for task in withdrawn)
+            return [task.path for task in withdrawn]
+
+    def depth(self, queue: str) -> int:
+        with self._lock:
+            return self._depths[queue]

@@ -1,0 +1,278 @@
+"""`Run`: one run as its user sees it. Reads the store; asks the run's owner through the inbox; executes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+from lockstep.core.canonical import canonical_bytes
+from lockstep.core.lifecycle import SETTLED, RunStatus
+from lockstep.core.merge import Schema
+from lockstep.core.state import State, apply_patches
+from lockstep.errors import (
+    ConfigurationError,
+    LockstepError,
+    NodeFailedError,
+    RunInterruptedError,
+    RunNotFoundError,
+    WaitTimeoutError,
+)
+from lockstep.history import STEPS_PER_READ, StepRecord, read_history, read_state
+from lockstep.ports import Reader
+from lockstep.records import Command, RunRow
+
+POLL_SECONDS = 0.5
+"""How often a waiting call looks into the store when nobody wakes it: the run may belong to another process."""
+
+StreamMode = Literal["values", "updates"]
+STREAM_MODES: tuple[StreamMode, ...] = get_args(StreamMode)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """One event of a stream.
+
+    `mode` "values": `data` is the whole state after step `step_id`, step 0 being the input. `mode` "updates": `data` is what
+    `node_id` changed in that step; a step's updates come in ascending order_key, before its values. `offset` counts the stream's
+    events from 0.
+    """
+
+    mode: StreamMode
+    data: dict[str, Any]
+    step_id: int
+    node_id: str | None
+    offset: int
+
+
+class Backend(Protocol):
+    """What a Run needs of whoever made it."""
+
+    @property
+    def reader(self) -> Reader:
+        """The store."""
+
+    def subscribe(self, run_id: str, wake: Callable[[], None], *, each_step: bool) -> Callable[[], None]:
+        """Call `wake` when the run has come to rest, or after each step too; returns what ends this."""
+
+    def check(self) -> None:
+        """Raise the error that keeps runs from moving, if there is one."""
+
+    def send(self, command: Command) -> None:
+        """Put a command into the inbox and wake the owner if it is known."""
+
+    def schema_of(self, row: RunRow) -> Schema | None:
+        """The schema of the run's graph, where it is loaded."""
+
+    def cause_of(self, run_id: str) -> BaseException | None:
+        """The exception that failed the run, if it was raised in this process."""
+
+
+class Run:
+    """A run: ask it, wait for it, follow it. Each method has a twin for asyncio, with an `a` before its name."""
+
+    def __init__(self, run_id: str, backend: Backend) -> None:
+        self.run_id = run_id
+        self._backend = backend
+
+    def __repr__(self) -> str:
+        return f"Run({self.run_id!r})"
+
+    def _row(self) -> RunRow:
+        rows = self._backend.reader.find_runs(run_ids=[self.run_id])
+        if not rows:
+            raise RunNotFoundError(f"no run {self.run_id!r}; `lockstep runs` lists those there are", run_id=self.run_id)
+        return rows[0]
+
+    @property
+    def status(self) -> RunStatus:
+        """Where the run stands: pending, running, interrupted, paused, succeeded, failed or cancelled."""
+        return self._row().status
+
+    @property
+    def error(self) -> LockstepError | None:
+        """What ended the run, if it failed or was cancelled."""
+        return _error_of(self._row())
+
+    def result(self, timeout_seconds: float | None = None) -> dict[str, Any]:
+        """The final state, once the run has succeeded; waits for its end.
+
+        Raises what failed the run: NodeFailedError, with the node's exception as its `__cause__` where that was raised in this
+        process, or another LockstepError; RunCancelledError, RunInterruptedError; WaitTimeoutError after `timeout_seconds`.
+        """
+        changed = threading.Event()
+        unsubscribe = self._backend.subscribe(self.run_id, changed.set, each_step=False)
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        try:
+            while not _is_settled(row := self._row()):
+                self._backend.check()
+                left = POLL_SECONDS if deadline is None else min(POLL_SECONDS, deadline - time.monotonic())
+                if left <= 0:
+                    raise self._timeout(timeout_seconds)
+                changed.wait(left)
+                changed.clear()
+        finally:
+            unsubscribe()
+        return self._result_of(row)
+
+    async def aresult(self, timeout_seconds: float | None = None) -> dict[str, Any]:
+        """`result` without blocking the event loop; waiting takes no thread."""
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        unsubscribe = self._backend.subscribe(self.run_id, lambda: _set_from_thread(loop, changed), each_step=False)
+        try:
+            async with asyncio.timeout(timeout_seconds) as limit:
+                while not _is_settled(row := await asyncio.to_thread(self._row)):
+                    self._backend.check()
+                    try:
+                        await asyncio.wait_for(changed.wait(), POLL_SECONDS)
+                    except TimeoutError:
+                        if limit.expired():
+                            raise
+                    changed.clear()
+                return await asyncio.to_thread(self._result_of, row)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise self._timeout(timeout_seconds) from None
+        finally:
+            unsubscribe()
+
+    def _timeout(self, timeout_seconds: float | None) -> WaitTimeoutError:
+        return WaitTimeoutError(
+            f"run {self.run_id} is not done after {timeout_seconds:g} s; it goes on: wait again, or cancel it",
+            run_id=self.run_id,
+            timeout_seconds=timeout_seconds,
+        )
+
+    def _result_of(self, row: RunRow) -> dict[str, Any]:
+        if row.status is RunStatus.SUCCEEDED:
+            return self._typed(row, read_state(self._backend.reader, self.run_id, row.step_id))
+        if row.status in (RunStatus.INTERRUPTED, RunStatus.PAUSED):
+            raise RunInterruptedError(f"run {self.run_id} is {row.status}; resume it to go on", run_id=self.run_id)
+        error = _error_of(row)
+        assert error is not None, "a run that failed or was cancelled has its error"
+        raise error from self._backend.cause_of(self.run_id)
+
+    def state(self, step_id: int | None = None) -> dict[str, Any]:
+        """The state after a step, or after the last committed one; typed where the run's graph is loaded, else JSON values.
+
+        Raises StateError if that step is not committed.
+        """
+        row = self._row()
+        return self._typed(row, read_state(self._backend.reader, self.run_id, row.step_id if step_id is None else step_id))
+
+    async def astate(self, step_id: int | None = None) -> dict[str, Any]:
+        """`state` without blocking the event loop."""
+        return await asyncio.to_thread(self.state, step_id)
+
+    def history(self) -> list[StepRecord]:
+        """The committed steps, oldest first."""
+        return list(read_history(self._backend.reader, self.run_id, 0, self._row().step_id))
+
+    async def ahistory(self) -> list[StepRecord]:
+        """`history` without blocking the event loop."""
+        return await asyncio.to_thread(self.history)
+
+    def stream(self, modes: Sequence[StreamMode] = ("values",)) -> Iterator[StreamEvent]:
+        """The run's steps as they are committed, from the first on; ends with the run, raising what `result` would raise.
+
+        Steps are read from the store, so a slow reader holds nothing up and misses nothing.
+        """
+        _check_modes(modes)
+        changed = threading.Event()
+        unsubscribe = self._backend.subscribe(self.run_id, changed.set, each_step=True)
+        follower = Follower(self, modes)
+        try:
+            while True:
+                row = self._row()
+                yield from follower.events(row)
+                if _is_settled(row):
+                    break
+                self._backend.check()
+                changed.wait(POLL_SECONDS)
+                changed.clear()
+        finally:
+            unsubscribe()
+        self._result_of(row)
+
+    async def astream(self, modes: Sequence[StreamMode] = ("values",)) -> AsyncIterator[StreamEvent]:
+        """`stream` without blocking the event loop."""
+        events = self.stream(modes)
+        try:
+            while (event := await asyncio.to_thread(next, events, None)) is not None:
+                yield event
+        finally:
+            events.close()  # type: ignore[attr-defined]  # a generator, typed as what callers may rely on
+
+    def cancel(self, reason: str = "requested") -> None:
+        """Ask the run's owner to end it; `result` then raises RunCancelledError. Of a run that has ended, nothing is changed."""
+        self._command("cancel", reason)
+
+    def retry(self) -> None:
+        """Ask the owner to go on with a failed run from its last commit; items that had a result keep it."""
+        self._command("retry", None)
+
+    def _command(self, kind: str, payload: Any) -> None:
+        self._backend.send(
+            Command(run_id=self.run_id, command_id=uuid.uuid4().hex, kind=kind, payload=canonical_bytes(payload))
+        )
+
+    def _typed(self, row: RunRow, values: dict[str, Any]) -> dict[str, Any]:
+        schema = self._backend.schema_of(row)
+        return values if schema is None else schema.loaded(values)
+
+
+class Follower:
+    """Reads the steps of a run that it has not read yet, and makes stream events of them."""
+
+    def __init__(self, run: Run, modes: Sequence[StreamMode]) -> None:
+        self._run = run
+        self._modes = modes
+        self._next_step = 0
+        self._offset = 0
+        self._state = State()
+
+    def events(self, row: RunRow) -> Iterator[StreamEvent]:
+        """The events of all steps up to the row's."""
+        reader = self._run._backend.reader
+        while self._next_step <= row.step_id:
+            first, last = self._next_step, min(self._next_step + STEPS_PER_READ - 1, row.step_id)
+            records = list(read_history(reader, row.run_id, first, last)) if "updates" in self._modes else []
+            for step in reader.steps(row.run_id, first, last):
+                if records:
+                    for task in records[step.step_id - first].tasks:
+                        yield self._event("updates", task.delta, step.step_id, task.node_id)
+                if "values" in self._modes:
+                    self._state = apply_patches(self._state.to_bytes(), [step.patch])
+                    values = json.loads(self._state.to_bytes())
+                    yield self._event("values", self._run._typed(row, values), step.step_id, None)
+            self._next_step = last + 1
+
+    def _event(self, mode: StreamMode, data: dict[str, Any], step_id: int, node_id: str | None) -> StreamEvent:
+        event = StreamEvent(mode, data, step_id, node_id, self._offset)
+        self._offset += 1
+        return event
+
+
+def _is_settled(row: RunRow) -> bool:
+    return row.status in SETTLED
+
+
+def _error_of(row: RunRow) -> LockstepError | None:
+    return LockstepError.from_record(json.loads(row.error)) if row.error is not None else None
+
+
+def _set_from_thread(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(event.set)
+
+
+def _check_modes(modes: Sequence[StreamMode]) -> None:
+    unknown = [mode for mode in modes if mode not in STREAM_MODES]
+    if unknown or isinstance(modes, str):
+        raise ConfigurationError(f"stream modes are a list of {', '.join(STREAM_MODES)}; got {modes!r}", option="modes")

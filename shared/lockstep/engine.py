@@ -1,0 +1,334 @@
+"""`Engine`: coordinator, broker and worker in one process. The same loop and executor as the distributed ones."""
+
+from __future__ import annotations
+
+import re
+import threading
+import uuid
+import weakref
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any
+
+from lockstep_coordinator.lease import LeaseKeeper
+from lockstep_coordinator.loop import Coordinator
+from lockstep_coordinator.run import ActiveRun
+from lockstep_worker.executor import Executor
+
+from lockstep.broker.inprocess import InProcessBroker
+from lockstep.client import Run, StreamEvent, StreamMode
+from lockstep.core.canonical import canonical_bytes
+from lockstep.core.lifecycle import FINISHED, SETTLED, RunStatus
+from lockstep.core.merge import Schema
+from lockstep.core.ordering import shard_of
+from lockstep.errors import (
+    ConfigurationError,
+    LockstepError,
+    RunExistsError,
+    RunNotFoundError,
+    StateError,
+    StoreUnavailableError,
+    UnknownGraphError,
+)
+from lockstep.graph import CompiledGraph, Graph
+from lockstep.options import Options, With, combine, encode_options
+from lockstep.ports import Reader, Store
+from lockstep.records import Command, NewRun, RunRow
+from lockstep.schema import values_of
+from lockstep.store import open_store
+
+RUN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+DRAIN_SECONDS = 5.0
+"""How long `close` waits for nodes that are running; what they return later is lost, and they run again after `recover`."""
+CAUSES_KEPT = 1000
+"""Exceptions of failed runs that are kept for `result()`; older ones are raised without their cause."""
+
+
+class Engine:
+    """Runs graphs embedded in this process, over a store.
+
+    `graph` is a Graph or several; `store` is memory:// or sqlite:///path. Options come as `with_*()` settings, as one Options
+    object, or both. The engine starts on first use and is a context manager; without `with` it ends with the process. Unfinished
+    runs of an engine that died wait in the store for `recover()`.
+
+    Raises ConfigurationError for a graph or option that is wrong; StoreUnavailableError on first use.
+    """
+
+    def __init__(
+        self,
+        graph: Graph | Sequence[Graph],
+        store: str = "memory://",
+        *settings: With,
+        options: Options | None = None,
+    ) -> None:
+        graphs = [graph] if isinstance(graph, Graph) else list(graph)
+        self._by_name = {compiled.name: compiled for compiled in (g.compile() for g in graphs)}
+        if len(self._by_name) < len(graphs):
+            raise ConfigurationError("two graphs have the same name; give each Graph(..., name=...)", option="graph")
+        self._by_hash = {compiled.hash: compiled for compiled in self._by_name.values()}
+        self._options = combine(options, settings)
+        self._url = store
+        self._lock = threading.Lock()
+        self._parts: Parts | None = None
+        self._closed = False
+
+    def __enter__(self) -> Engine:
+        self._running()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _running(self) -> Parts:
+        with self._lock:
+            if self._closed:
+                raise ConfigurationError("this engine is closed; make a new one", option="engine")
+            if self._parts is None:
+                self._parts = Parts(self._url, self._by_hash, self._options)
+                # Also at the end of the process, where `with` was not used. It must not hold the engine itself.
+                weakref.finalize(self, self._parts.close)
+            return self._parts
+
+    def close(self) -> None:
+        """Stop: hand out nothing more, give running nodes a bounded time, commit what they return. Idempotent."""
+        with self._lock:
+            self._closed = True
+            parts, self._parts = self._parts, None
+        if parts is not None:
+            parts.close()
+
+    def submit(
+        self,
+        input: Any,
+        *,
+        run_id: str | None = None,
+        thread_id: str | None = None,
+        graph: str | None = None,
+        options: Options | None = None,
+    ) -> Run:
+        """Store a new run, durably, and begin it; returns at once. `graph` is needed where the engine holds several.
+
+        A run_id that is known with the same graph and input gives that run, and goes on with it if its owner has died. Raises
+        StateError for an input that does not fit the state, RunExistsError for a run_id of another graph or input,
+        UnknownGraphError, ConfigurationError.
+        """
+        compiled = self._graph(graph)
+        chosen = self._options.overridden(options)
+        run_id = _checked(run_id) if run_id is not None else uuid.uuid4().hex
+        data = _encoded_input(compiled, input, chosen)
+        parts = self._running()
+        new = NewRun(
+            run_id=run_id,
+            graph=compiled.name,
+            graph_hash=compiled.hash,
+            input=data,
+            options=canonical_bytes(encode_options(chosen)),
+            partition_id=parts.lease_id,
+            shard=shard_of(thread_id, None, run_id),
+            thread_id=thread_id,
+        )
+        [submitted] = parts.store.submit([new])
+        if submitted.created:
+            parts.coordinator.take([submitted.row])
+        else:
+            if (submitted.row.graph, submitted.row.input) != (compiled.name, data):
+                raise RunExistsError(
+                    f"run_id {run_id!r} belongs to a run of graph {submitted.row.graph!r} with another input; choose another",
+                    run_id=run_id,
+                )
+            if submitted.row.status not in FINISHED:
+                parts.coordinator.adopt([run_id])
+        return Run(run_id, parts)
+
+    def invoke(
+        self,
+        input: Any,
+        run_id: str | None = None,
+        thread_id: str | None = None,
+        options: Options | None = None,
+        *,
+        graph: str | None = None,
+    ) -> dict[str, Any]:
+        """Submit a run, wait for its end, and return the final state; raises what `submit` and `Run.result` raise."""
+        return self.submit(input, run_id=run_id, thread_id=thread_id, graph=graph, options=options).result()
+
+    async def ainvoke(
+        self,
+        input: Any,
+        run_id: str | None = None,
+        thread_id: str | None = None,
+        options: Options | None = None,
+        *,
+        graph: str | None = None,
+    ) -> dict[str, Any]:
+        """`invoke` without blocking the event loop. Nodes run on the engine's own loop, not on the caller's."""
+        run = self.submit(input, run_id=run_id, thread_id=thread_id, graph=graph, options=options)
+        return await run.aresult()
+
+    def stream(self, input: Any, modes: Sequence[StreamMode] = ("values",), **submission: Any) -> Iterator[StreamEvent]:
+        """Submit a run and follow its steps; takes `submit`'s arguments. See `Run.stream`."""
+        return self.submit(input, **submission).stream(modes)
+
+    def astream(self, input: Any, modes: Sequence[StreamMode] = ("values",), **submission: Any) -> AsyncIterator[StreamEvent]:
+        """`stream` for asyncio."""
+        return self.submit(input, **submission).astream(modes)
+
+    def run(self, run_id: str) -> Run:
+        """The run with this id. Raises RunNotFoundError."""
+        parts = self._running()
+        if not parts.store.find_runs(run_ids=[run_id]):
+            raise RunNotFoundError(f"no run {run_id!r} in {self._url}", run_id=run_id)
+        return Run(run_id, parts)
+
+    def runs(self, *, status: RunStatus | str | None = None, graph: str | None = None) -> Iterator[Run]:
+        """All runs with this status and graph, ascending by run_id; read in pages as they are asked for."""
+        parts, after = self._running(), None
+        wanted = RunStatus(status) if status is not None else None
+        while rows := parts.store.find_runs(status=wanted, graph=graph, after=after):
+            yield from (Run(row.run_id, parts) for row in rows)
+            after = rows[-1].run_id
+
+    def recover(self) -> list[Run]:
+        """Take over the unfinished runs of engines that have died, as far as this engine holds their graphs; they go on at once.
+
+        An engine of this machine counts as dead when its process is gone; another when its lease has ended. No node that had
+        journalled its result runs again.
+        """
+        parts = self._running()
+        return [Run(run_id, parts) for run_id in parts.coordinator.adopt()]
+
+    def delete(self, run_id: str) -> bool:
+        """Remove a finished run and all that belongs to it; False: it is not there or not finished."""
+        return self._running().store.delete(run_id)
+
+    def _graph(self, name: str | None) -> CompiledGraph:
+        if name is None and len(self._by_name) == 1:
+            return next(iter(self._by_name.values()))
+        known = sorted(self._by_name)
+        if name is None or name not in self._by_name:
+            raise UnknownGraphError(
+                f"no graph {name!r}; this engine holds {', '.join(known)}: name one with graph=...", graph=name, known=known
+            )
+        return self._by_name[name]
+
+
+class Parts:
+    """The running parts of an engine; also what its Runs read from and wait on."""
+
+    def __init__(self, url: str, graphs: dict[str, CompiledGraph], options: Options) -> None:
+        self._graphs = graphs
+        self._subscribers: dict[str, list[tuple[Callable[[], None], bool]]] = {}
+        self._causes: OrderedDict[str, BaseException] = OrderedDict()
+        self._lock = threading.Lock()
+        self._error: Exception | None = None
+        self._closed = False
+        self.store: Store = open_store(url)
+        self._lease = LeaseKeeper(self.store, on_loss=self._lose_lease)
+        self.lease_id = self._lease.lease_id
+        broker = InProcessBroker(options.queue_depth)
+        self.executor = Executor(graphs, options.slots, "embedded", broker.take, broker.deliver)
+        broker.connect(self.executor.pump)
+        self.coordinator = Coordinator(self.store, broker, self.lease_id, graphs, observer=self)
+        self._thread = threading.Thread(target=self.coordinator.run, name="lockstep-coordinator", daemon=True)
+        self._thread.start()
+
+    @property
+    def reader(self) -> Reader:
+        return self.store
+
+    def subscribe(self, run_id: str, wake: Callable[[], None], *, each_step: bool) -> Callable[[], None]:
+        subscriber = (wake, each_step)
+        with self._lock:
+            self._subscribers.setdefault(run_id, []).append(subscriber)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                subscribers = self._subscribers[run_id]
+                subscribers.remove(subscriber)
+                if not subscribers:
+                    del self._subscribers[run_id]
+
+        return unsubscribe
+
+    def moved(self, run: ActiveRun) -> None:
+        settled = run.row.status in SETTLED
+        with self._lock:
+            if run.cause is not None and settled:
+                self._causes[run.run_id] = run.cause
+                if len(self._causes) > CAUSES_KEPT:
+                    self._causes.popitem(last=False)
+            wakes = [wake for wake, each_step in self._subscribers.get(run.run_id, ()) if settled or each_step]
+        for wake in wakes:
+            wake()
+
+    def stopped(self, error: Exception | None) -> None:
+        with self._lock:
+            self._error = error or self._error
+            wakes = [wake for subscribers in self._subscribers.values() for wake, _ in subscribers]
+        for wake in wakes:
+            wake()
+
+    def _lose_lease(self) -> None:
+        with self._lock:
+            self._error = StoreUnavailableError(
+                "this engine lost its lease, most likely because the process was suspended; make a new one and recover()"
+            )
+        self.coordinator.stop()
+
+    def check(self) -> None:
+        if isinstance(self._error, LockstepError):
+            raise self._error
+        if self._error is not None:
+            raise StoreUnavailableError(f"the engine stopped: {self._error!r}; make a new one and recover()") from self._error
+        if self._closed:
+            raise ConfigurationError("this engine is closed; the run goes on when another recovers it", option="engine")
+
+    def send(self, command: Command) -> None:
+        self.coordinator.adopt([command.run_id])
+        self.store.send(command)
+        self.coordinator.wake_for_commands()
+
+    def schema_of(self, row: RunRow) -> Schema | None:
+        graph = self._graphs.get(row.graph_hash)
+        return graph.program.schema if graph is not None else None
+
+    def cause_of(self, run_id: str) -> BaseException | None:
+        with self._lock:
+            return self._causes.get(run_id)
+
+    def close(self) -> None:
+        """Stop everything, in the order in which nothing is lost. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self.coordinator.stop()
+        self._thread.join()
+        try:
+            if self._error is None:
+                self.coordinator.drain(DRAIN_SECONDS)
+        finally:
+            self.executor.close()
+            self._lease.close()
+            self.store.close()
+
+
+def _checked(run_id: str) -> str:
+    if not RUN_ID.fullmatch(run_id):
+        raise ConfigurationError(f"run_id {run_id!r} must be 1 to 128 of A-Z a-z 0-9 . _ : -", option="run_id")
+    return run_id
+
+
+def _encoded_input(graph: CompiledGraph, input: Any, options: Options) -> bytes:
+    """The input's canonical bytes. Raises StateError, naming the field."""
+    schema = graph.program.schema
+    values = schema.dumped(values_of(input, "the input"))
+    for name, value in values.items():
+        canonical_bytes(value, field=name)
+    data = canonical_bytes(values)
+    if len(data) > options.max_payload_bytes:
+        raise StateError(
+            f"the input takes {len(data)} bytes, more than max_payload_bytes={options.max_payload_bytes}; "
+            f"keep large data elsewhere and pass a reference, or raise the option"
+        )
+    return data

@@ -1,0 +1,404 @@
+"""`Graph`: what authors write. `compile()` turns it into what the engine runs, or says what is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, overload
+
+import msgspec
+
+from lockstep.core.canonical import canonical_bytes
+from lockstep.core.merge import Reducer
+from lockstep.core.ordering import END, ORDERINGS, START, Ordering
+from lockstep.core.policy import RetryPolicy
+from lockstep.core.superstep import Program
+from lockstep.core.topology import Barrier, Edge, Node, Topology
+from lockstep.errors import ConfigurationError
+from lockstep.schema import name_of, schema_of
+
+NodeFunction = Callable[..., Any]
+F = TypeVar("F", bound=NodeFunction)
+
+
+class Send(msgspec.Struct, frozen=True):
+    """Run `node` in the next step on `payload` instead of the state. Each Send is a work item of its own."""
+
+    node: str
+    payload: Any
+
+
+class Command(msgspec.Struct, frozen=True):
+    """A delta together with where to go next, beside the static edges: a node name, a Send, or a list of them."""
+
+    update: Any = None
+    goto: str | Send | Sequence[str | Send] = ()
+
+
+class Overwrite(msgspec.Struct, frozen=True):
+    """Replace a reduced field's value; the other writes of the step to this field are discarded."""
+
+    value: Any
+
+
+class Router(msgspec.Struct, frozen=True):
+    """A conditional edge: `function` returns labels, names or Sends; `labels` maps what it returns to nodes; None: any node."""
+
+    name: str
+    function: NodeFunction
+    labels: dict[Any, str] | None
+    takes_context: bool
+
+
+class NodeSpec(msgspec.Struct, frozen=True):
+    """A node as the worker runs it. `is_async`: it, or one of its routers, must run on an event loop."""
+
+    node_id: str
+    function: NodeFunction | None
+    routers: tuple[Router, ...]
+    takes_context: bool
+    is_async: bool
+    queue: str
+    retry: RetryPolicy | None
+    timeout_seconds: float | None
+
+
+class CompiledGraph(msgspec.Struct, frozen=True):
+    """A validated graph: the core's program, the functions, and the hash that runs are pinned to."""
+
+    name: str
+    hash: str
+    state: type
+    program: Program
+    nodes: dict[str, NodeSpec]
+
+
+class Graph:
+    """A graph of nodes over one state type; `StateGraph` is the same class.
+
+    `state` is a TypedDict or dataclass; `Annotated[T, f]` gives a field the reducer f(current, update). `reducer` replaces the
+    field reducers by one f(state, delta) for the whole. `merges` gives fields a join for ConflictPolicy.MERGE. `ordering` is
+    "edge" (declaration order) or "hash". `version` is part of the graph's hash: change it when nodes change their meaning.
+    """
+
+    def __init__(
+        self,
+        state: type,
+        name: str = "graph",
+        *,
+        ordering: Ordering = "edge",
+        reducer: Reducer | None = None,
+        merges: Mapping[str, Reducer] | None = None,
+        version: str = "",
+    ) -> None:
+        if ordering not in ORDERINGS:
+            raise ConfigurationError(f"ordering={ordering!r} is not one of {', '.join(ORDERINGS)}", option="ordering")
+        self.name = name
+        self.state = state
+        self._ordering: Ordering = ordering
+        self._version = version
+        self._schema = schema_of(state, reducer, merges or {})
+        self._nodes: dict[str, dict[str, Any]] = {}
+        self._edges: dict[str, list[Edge]] = {START: []}
+        self._routers: dict[str, list[Router]] = {START: []}
+        self._barriers: list[Barrier] = []
+        self._compiled: CompiledGraph | None = None
+
+    @overload
+    def node(self, function: F, /) -> F: ...
+    @overload
+    def node(
+        self,
+        /,
+        *,
+        name: str | None = None,
+        queue: str = "default",
+        retry: RetryPolicy | None = None,
+        timeout_seconds: float | None = None,
+        defer: bool = False,
+    ) -> Callable[[F], F]: ...
+    def node(self, function: Any = None, /, **options: Any) -> Any:
+        """Add the decorated function as a node, under its own name or `name`; takes `add_node`'s options."""
+
+        def add(function: F) -> F:
+            name = options.pop("name", None)
+            self.add_node(name or function, function if name else None, **options)
+            return function
+
+        return add if function is None else add(function)
+
+    def add_node(
+        self,
+        name: str | NodeFunction,
+        function: NodeFunction | None = None,
+        *,
+        queue: str = "default",
+        retry: RetryPolicy | None = None,
+        timeout_seconds: float | None = None,
+        defer: bool = False,
+    ) -> Graph:
+        """Add a node: `add_node("plan", plan)` or `add_node(plan)`. Returns the graph.
+
+        The function takes the state (or a Send's payload) and, if it has a second parameter, the Context; sync or async. It
+        returns a dict of changes, a Command, None, or a list of these. `queue` names the queue its tasks go to, `retry` its
+        own RetryPolicy, `timeout_seconds` its own bound; `defer` holds it back until nothing else is left to run.
+        """
+        if not isinstance(name, str):
+            function, name = name, str(getattr(name, "__name__", type(name).__name__))
+        if function is None or not callable(function):
+            raise ConfigurationError(f"node {name!r} needs a function: add_node({name!r}, function)", option="node")
+        if not name or name.startswith("__") or "/" in name:
+            raise ConfigurationError(
+                f"node {name!r}: a name is not empty, does not start with '__' and has no '/'; rename it", option="node"
+            )
+        if name in self._nodes:
+            raise ConfigurationError(f"node {name!r} is there already; give one of the two another name", option="node")
+        if timeout_seconds is not None and timeout_seconds <= 0:
+            raise ConfigurationError(
+                f"node {name!r}: timeout_seconds={timeout_seconds} must be above 0", option="timeout_seconds"
+            )
+        self._compiled = None
+        self._nodes[name] = {
+            "function": function,
+            "takes_context": _takes_context(function, f"node {name!r}"),
+            "queue": queue,
+            "retry": retry,
+            "timeout_seconds": timeout_seconds,
+            "defer": defer,
+        }
+        self._edges[name] = []
+        self._routers[name] = []
+        return self
+
+    def add_edge(self, source: str | Sequence[str], target: str) -> Graph:
+        """Run `target` after `source`. With a list, once after all of them (a barrier, which re-arms). Returns the graph."""
+        sources = [source] if isinstance(source, str) else list(dict.fromkeys(source))
+        if not sources:
+            raise ConfigurationError(f"add_edge([], {target!r}) needs at least one source", option="edge")
+        for name in sources:
+            self._check_source(name, f"add_edge({source!r}, {target!r})")
+        if target == START:
+            raise ConfigurationError(f"add_edge({source!r}, START): START has no incoming edges", option="edge")
+        self._compiled = None
+        if len(sources) == 1:
+            self._edges[sources[0]].append(Edge(target))
+            return self
+        if START in sources:
+            raise ConfigurationError(f"add_edge({source!r}, {target!r}): START cannot be waited for", option="edge")
+        self._barriers.append(Barrier(tuple(sources), target))
+        for name in sources:
+            self._edges[name].append(Edge(target, barrier=len(self._barriers) - 1))
+        return self
+
+    def add_conditional_edges(
+        self, source: str, router: NodeFunction, path_map: Mapping[Any, str] | Sequence[str] | None = None
+    ) -> Graph:
+        """After `source`, go where `router(state)` says: a node name, END, a Send, or a list of them. Returns the graph.
+
+        `path_map` maps what the router returns to nodes, or lists the nodes it may name. The router sees the state that the
+        node saw, plus the node's own changes; it may take the Context as a second parameter.
+        """
+        name = getattr(router, "__name__", type(router).__name__)
+        self._check_source(source, f"add_conditional_edges({source!r}, {name})")
+        self._compiled = None
+        labels = _labels(router, path_map)
+        takes_context = _takes_context(router, f"router {name!r} of {source!r}")
+        self._routers[source].append(Router(name, router, labels, takes_context))
+        return self
+
+    def add_sequence(self, functions: Sequence[NodeFunction | tuple[str, NodeFunction]]) -> Graph:
+        """Add the functions as nodes that run one after the other. Returns the graph."""
+        names = []
+        for entry in functions:
+            name, function = entry if isinstance(entry, tuple) else (getattr(entry, "__name__", ""), entry)
+            self.add_node(name, function)
+            names.append(name)
+        for one, following in zip(names, names[1:], strict=False):
+            self.add_edge(one, following)
+        return self
+
+    def _check_source(self, name: str, call: str) -> None:
+        if name == END:
+            raise ConfigurationError(f"{call}: END has no outgoing edges", option="edge")
+        if name not in self._edges:
+            raise ConfigurationError(f"{call}: no node {name!r}; add it with add_node before its edges", option="edge")
+
+    def compile(self) -> CompiledGraph:
+        """The validated graph. Raises ConfigurationError that names the node or edge, and the remedy."""
+        if self._compiled is None:
+            self._check_targets()
+            self._check_reachable()
+            topology = self._topology()
+            self._compiled = CompiledGraph(
+                self.name,
+                self._hash(topology),
+                self.state,
+                Program(topology, self._schema),
+                {START: self._start(), **{name: self._spec(name) for name in self._nodes}},
+            )
+        return self._compiled
+
+    def to_mermaid(self) -> str:
+        """The graph as a Mermaid flowchart: solid arrows are edges, dotted ones what routers may choose."""
+        ids = {name: f"n{index}" for index, name in enumerate([START, *self._nodes, END])}
+        lines = ["flowchart TD"]
+        lines += [f'    {ids[name]}(["{name.strip("_")}"])' for name in (START, END)]
+        lines += [f'    {ids[name]}["{name}"]' for name in self._nodes]
+        for source, edges in self._edges.items():
+            lines += [f"    {ids[source]} --> {ids[edge.target]}" for edge in edges]
+            for router in self._routers[source]:
+                for label, target in (router.labels or {name: name for name in [*self._nodes, END]}).items():
+                    note = f'|"{label}"|' if label != target else ""
+                    lines.append(f"    {ids[source]} -.->{note} {ids[target]}")
+        return "\n".join(lines) + "\n"
+
+    def _topology(self) -> Topology:
+        nodes = {
+            name: Node(
+                name,
+                tuple(edges),
+                tuple(router.name for router in self._routers[name]),
+                name != START and bool(self._nodes[name]["defer"]),
+            )
+            for name, edges in self._edges.items()
+        }
+        return Topology(nodes, tuple(self._barriers), self._ordering)
+
+    def _spec(self, name: str) -> NodeSpec:
+        options = self._nodes[name]
+        routers = tuple(self._routers[name])
+        return NodeSpec(
+            node_id=name,
+            function=options["function"],
+            routers=routers,
+            takes_context=options["takes_context"],
+            is_async=any(map(_is_async, [options["function"], *(router.function for router in routers)])),
+            queue=options["queue"],
+            retry=options["retry"],
+            timeout_seconds=options["timeout_seconds"],
+        )
+
+    def _start(self) -> NodeSpec:
+        routers = tuple(self._routers[START])
+        is_async = any(_is_async(router.function) for router in routers)
+        return NodeSpec(START, None, routers, False, is_async, "default", None, None)
+
+    def _check_targets(self) -> None:
+        known = self._nodes.keys() | {END}
+        if not self._edges[START] and not self._routers[START]:
+            raise ConfigurationError(
+                f"graph {self.name!r} has no entry: add_edge(START, ...) to the node that runs first", option="edge"
+            )
+        for source, edges in self._edges.items():
+            targets = [edge.target for edge in edges if edge.barrier is None]
+            for target in targets + [edge.target for edge in edges if edge.barrier is not None]:
+                if target not in known:
+                    raise ConfigurationError(
+                        f"edge {source!r} -> {target!r}: no node {target!r}; add it with add_node, or use END", option="edge"
+                    )
+            if len(set(targets)) < len(targets):
+                twice = next(target for target in targets if targets.count(target) > 1)
+                raise ConfigurationError(f"edge {source!r} -> {twice!r} is declared twice; remove one", option="edge")
+            for router in self._routers[source]:
+                for target in set((router.labels or {}).values()) - known:
+                    raise ConfigurationError(
+                        f"router {router.name!r} of {source!r} may lead to {target!r}, which is no node; "
+                        f"add it, or mend the path_map",
+                        option="path_map",
+                    )
+
+    def _check_reachable(self) -> None:
+        """Refuse nodes that nothing can reach. A router without labels reaches all, and so does a node that may return Command."""
+        reached, pending = {START}, [START]
+        while pending:
+            name = pending.pop()
+            routers = self._routers[name]
+            if any(router.labels is None for router in routers):
+                return
+            if name != START and _may_return_command(self._nodes[name]["function"]):
+                return
+            targets = {edge.target for edge in self._edges[name]}
+            targets.update(*[(router.labels or {}).values() for router in routers])
+            pending += targets - reached - {END}
+            reached |= targets
+        for name in self._nodes:
+            if name not in reached:
+                raise ConfigurationError(f"nothing leads to node {name!r}; add an edge to it, or remove it", option="node")
+
+    def _hash(self, topology: Topology) -> str:
+        """SHA256 over topology, field and reducer names, policies and version: what makes two graphs the same to a run."""
+        whole = self._schema.whole_name
+        record = {
+            "barriers": [[list(barrier.members), barrier.target] for barrier in topology.barriers],
+            "fields": [
+                [field.name, field.reducer_name, name_of(field.merge) if field.merge else ""]
+                for _, field in sorted(self._schema.fields.items())
+            ],
+            "name": self.name,
+            "nodes": [
+                [name, [[edge.target, edge.barrier] for edge in node.edges], list(node.routers), node.defer]
+                for name, node in topology.nodes.items()
+            ],
+            "ordering": topology.ordering,
+            "retry": {
+                name: msgspec.to_builtins(options["retry"])
+                for name, options in self._nodes.items()
+                if options["retry"] is not None
+            },
+            "version": self._version,
+            "whole": whole,
+        }
+        return hashlib.sha256(canonical_bytes(record)).hexdigest()
+
+
+StateGraph = Graph
+
+
+def _is_async(function: NodeFunction) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
+
+
+def _takes_context(function: NodeFunction, what: str) -> bool:
+    """Whether a function wants the Context beside the state. Raises ConfigurationError if it can take neither one nor two."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return False  # A builtin that does not show its signature gets the state alone.
+    required = [
+        p
+        for p in signature.parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    named = "ctx" in signature.parameters
+    for arguments in ((None, None),) if len(required) == 2 or named else ((None,),):
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            break
+        return len(arguments) == 2
+    raise ConfigurationError(f"{what} must take (state) or (state, ctx), but it takes {signature}", option="node")
+
+
+def _labels(router: NodeFunction, path_map: Mapping[Any, str] | Sequence[str] | None) -> dict[Any, str] | None:
+    """What a router may return, mapped to nodes: from path_map, else from a `-> Literal[...]` annotation."""
+    if path_map is not None:
+        return dict(path_map) if isinstance(path_map, Mapping) else {name: name for name in path_map}
+    returned = _returned(router)
+    if typing.get_origin(returned) is Literal:
+        return {name: name for name in typing.get_args(returned)}
+    return None
+
+
+def _may_return_command(function: NodeFunction) -> bool:
+    returned = _returned(function)
+    return returned is Any or "Command" in str(returned)
+
+
+def _returned(function: NodeFunction) -> Any:
+    """The return annotation; Any where there is none, or it cannot be read."""
+    try:
+        return typing.get_type_hints(function).get("return", Any)
+    except (NameError, TypeError, AttributeError):
+        return Any

@@ -1,0 +1,139 @@
+"""What a run has done, read from the store alone: no graph, no user code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lockstep.core.frontier import decode_frontier
+from lockstep.core.records import WorkItem, Write
+from lockstep.core.state import apply_patches
+from lockstep.errors import StateError
+from lockstep.ports import Reader
+from lockstep.records import JournalRow, StepRow
+from lockstep.wire import decode_outcome
+
+STEPS_PER_READ = 100
+"""Steps that are read from the store at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRecord:
+    """One work item of a step. Paths and keys are lower-case hex.
+
+    `delta` maps the fields that the node wrote to their JSON values. `targets` are the nodes that its Command and routers named, in
+    index order; static edges are the graph's. `error` is the last failure of an item that failed. `started_at` is in milliseconds
+    since 1970, by the worker's clock.
+    """
+
+    node_id: str
+    path: str
+    parent_path: str
+    edge_index: int
+    order_key: str
+    status: str
+    attempt: int
+    delivery: int
+    delta: dict[str, Any]
+    targets: list[str]
+    error: dict[str, Any] | None
+    started_at: int
+    latency_ms: float
+    worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """Commit `step_id` of a run; record 0 is the input and has no tasks. Tasks are in ascending order_key.
+
+    `committed_at` is in milliseconds since 1970, by the database's clock.
+    """
+
+    step_id: int
+    state_hash: str
+    idempotency_key: str
+    tasks: list[TaskRecord]
+    committed_at: int
+
+
+def read_history(reader: Reader, run_id: str, first: int, last: int) -> Iterator[StepRecord]:
+    """The step records first..last, oldest first, read in bounded portions."""
+    for start in range(first, last + 1, STEPS_PER_READ):
+        end = min(start + STEPS_PER_READ - 1, last)
+        rows = {row.step_id: row for row in reader.steps(run_id, start - 1, end)}
+        ran = {
+            step_id: decode_frontier(rows[step_id - 1].frontier, step_id - 1).items if step_id else ()
+            for step_id in range(start, end + 1)
+            if step_id in rows
+        }
+        journal = journal_of(reader, run_id, [item for items in ran.values() for item in items])
+        for step_id, items in ran.items():
+            yield _step_record(rows[step_id], [task_record(item, journal.get(item.path, [])) for item in items])
+
+
+def journal_of(reader: Reader, run_id: str, items: list[WorkItem]) -> dict[bytes, list[JournalRow]]:
+    """The journal rows of some items by path."""
+    by_path: dict[bytes, list[JournalRow]] = {}
+    for row in reader.journal(run_id, [item.path for item in items]):
+        by_path.setdefault(row.path, []).append(row)
+    return by_path
+
+
+def task_record(item: WorkItem, rows: list[JournalRow]) -> TaskRecord:
+    """What an item's journal rows say of it; one without rows is still to be done."""
+    done = next((row for row in rows if row.kind == "done"), None)
+    failed = max((row for row in rows if row.kind == "failed"), key=lambda row: row.n, default=None)
+    last = done or failed
+    meta: dict[str, Any] = (
+        json.loads(last.meta) if last else {"attempt": 1, "delivery": 0, "started_at": 0, "latency_ms": 0.0, "worker": ""}
+    )
+    finished = decode_outcome(done.payload)[0] if done else None
+    return TaskRecord(
+        node_id=item.node_id,
+        path=item.path.hex(),
+        parent_path=item.parent_path.hex(),
+        edge_index=item.edge_index,
+        order_key=item.order_key.hex(),
+        status="done" if done else "failed" if failed else "pending",
+        attempt=meta["attempt"],
+        delivery=meta["delivery"],
+        delta=delta_of(finished.writes) if finished else {},
+        targets=[route.node_id for route in finished.routes] if finished else [],
+        error=json.loads(failed.payload) if failed and not done else None,
+        started_at=meta["started_at"],
+        latency_ms=meta["latency_ms"],
+        worker=meta["worker"],
+    )
+
+
+def delta_of(writes: tuple[Write, ...]) -> dict[str, Any]:
+    """A delta as a dict; where a node wrote a field several times, its last value."""
+    return {write.field: write.value for write in writes}
+
+
+def read_state(reader: Reader, run_id: str, step_id: int) -> dict[str, Any]:
+    """The JSON values of S(step_id), from the nearest snapshot and the patches after it. Raises StateError if its hash is not
+    the committed one, or there is no such step."""
+    rows = reader.steps(run_id, step_id, step_id)
+    if not rows:
+        raise StateError(f"run {run_id} has no committed step {step_id}", run_id=run_id, step_id=step_id)
+    state = apply_patches(*reader.snapshot(run_id, step_id))
+    if state.hash() != rows[0].state_hash:
+        raise StateError(
+            f"the stored state of run {run_id} at step {step_id} does not have its committed hash; restore a backup",
+            run_id=run_id,
+            step_id=step_id,
+        )
+    return state.values
+
+
+def _step_record(row: StepRow, tasks: list[TaskRecord]) -> StepRecord:
+    return StepRecord(
+        step_id=row.step_id,
+        state_hash=row.state_hash.hex(),
+        idempotency_key=row.idempotency_key.hex(),
+        tasks=tasks,
+        committed_at=row.committed_at,
+    )

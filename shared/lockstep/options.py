@@ -1,0 +1,147 @@
+"""The options of an engine or a run: as one object, as `with_*()` functions, or both together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from lockstep.core.policy import ConflictPolicy, RetryPolicy
+from lockstep.errors import ConfigurationError
+
+
+def _positive(seconds: float | None) -> bool:
+    return seconds is None or (seconds > 0 and not math.isnan(seconds))
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How runs are executed. An engine's options hold for all of its runs; those given with a run override them.
+
+    Raises ConfigurationError, naming the option, for a value out of its range.
+    """
+
+    max_concurrent: int | None = None
+    """Items of one run in flight at a time; embedded also the number of slots. Default 64 in flight, 16 slots."""
+    queue_depth: int = 1024
+    """Tasks that a queue holds at most, whoever enqueues. A setting of the engine or coordinator, not of a run."""
+    default_timeout_seconds: float = 300.0
+    """How long a node may run that has no timeout of its own."""
+    conflict_policy: ConflictPolicy = ConflictPolicy.FAIL
+    """What happens when two items of a step write a field without a reducer."""
+    max_steps: int = 10_000
+    """Steps of one run, at most."""
+    retry: RetryPolicy | None = None
+    """For nodes that have no RetryPolicy of their own; None: one attempt."""
+    backpressure_timeout_seconds: float | None = None
+    """How long an item may wait for room in its queue before the run fails with BackpressureError; None: for ever."""
+    deadline_seconds: float | None = None
+    """From submission to the end; a run that passes it is cancelled. None: no deadline."""
+    seed: int | None = None
+    """The seed of `ctx.rng`; None: derived from the run_id."""
+    max_payload_bytes: int = 4 * 1024 * 1024
+    """Canonical bytes of an input, of a Send's payload, and of all that one node returns, each."""
+    fail_fast: bool = True
+    """True: the first item that fails for good ends the run. False: its siblings finish, and are kept, before the run fails."""
+
+    def __post_init__(self) -> None:
+        for option, rule, ok in (
+            ("max_concurrent", "at least 1", self.max_concurrent is None or self.max_concurrent >= 1),
+            ("queue_depth", "at least 1", self.queue_depth >= 1),
+            ("default_timeout_seconds", "above 0", _positive(self.default_timeout_seconds)),
+            ("max_steps", "at least 1", self.max_steps >= 1),
+            ("backpressure_timeout_seconds", "above 0", _positive(self.backpressure_timeout_seconds)),
+            ("deadline_seconds", "above 0", _positive(self.deadline_seconds)),
+            ("max_payload_bytes", "at least 1", self.max_payload_bytes >= 1),
+            ("conflict_policy", "a ConflictPolicy", isinstance(self.conflict_policy, ConflictPolicy)),
+        ):
+            if not ok:
+                raise ConfigurationError(f"{option}={getattr(self, option)!r} must be {rule}", option=option)
+
+    @property
+    def in_flight(self) -> int:
+        """Items of one run that may be in flight at a time."""
+        return DEFAULT_IN_FLIGHT if self.max_concurrent is None else self.max_concurrent
+
+    @property
+    def slots(self) -> int:
+        """Nodes that an embedded engine runs at a time."""
+        return DEFAULT_SLOTS if self.max_concurrent is None else self.max_concurrent
+
+    def overridden(self, given: Options | None) -> Options:
+        """These options with those of `given` that differ from the defaults. Raises ConfigurationError for queue_depth."""
+        if given is None:
+            return self
+        if given.queue_depth not in (self.queue_depth, DEFAULTS.queue_depth):
+            raise ConfigurationError(
+                "queue_depth belongs to the engine or coordinator, not to a run; set it there", option="queue_depth"
+            )
+        return msgspec.structs.replace(self, **_differing(given))
+
+
+DEFAULT_IN_FLIGHT = 64
+DEFAULT_SLOTS = 16
+DEFAULTS = Options()
+
+
+class With(msgspec.Struct, frozen=True):
+    """One option, as made by a `with_*()` function."""
+
+    option: str
+    value: Any
+
+
+def with_max_concurrent(items: int) -> With:
+    """At most this many items of a run in flight, and embedded this many slots."""
+    return With("max_concurrent", items)
+
+
+def with_queue_depth(tasks: int) -> With:
+    """At most this many tasks in a queue."""
+    return With("queue_depth", tasks)
+
+
+def with_default_timeout(seconds: float) -> With:
+    """The time that a node may take which has no timeout of its own."""
+    return With("default_timeout_seconds", seconds)
+
+
+def with_conflict_policy(policy: ConflictPolicy) -> With:
+    """What happens when two items of a step write a field without a reducer."""
+    return With("conflict_policy", policy)
+
+
+def combine(options: Options | None, settings: Iterable[With]) -> Options:
+    """One Options from both forms.
+
+    The same option in both is fine where the values are equal or one of them is the default; otherwise ConfigurationError names
+    it.
+    """
+    base = options or DEFAULTS
+    chosen: dict[str, Any] = _differing(base)
+    for setting in settings:
+        default = getattr(DEFAULTS, setting.option)
+        known = chosen.get(setting.option, default)
+        if known not in (default, setting.value) and setting.value != default:
+            raise ConfigurationError(
+                f"{setting.option} is given twice, as {known!r} and as {setting.value!r}; give it once", option=setting.option
+            )
+        if setting.value != default:
+            chosen[setting.option] = setting.value
+    return Options(**chosen)
+
+
+def encode_options(options: Options) -> dict[str, Any]:
+    """The options that differ from the defaults, as JSON values for the run's row."""
+    record: dict[str, Any] = msgspec.to_builtins(_differing(options))
+    return record
+
+
+def decode_options(record: dict[str, Any]) -> Options:
+    """The inverse of `encode_options`."""
+    return msgspec.convert(record, Options)
+
+
+def _differing(options: Options) -> dict[str, Any]:
+    return {name: value for name in options.__struct_fields__ if (value := getattr(options, name)) != getattr(DEFAULTS, name)}

@@ -1,0 +1,174 @@
+"""The contracts between the engine and the world: `Reader`, `Store`, `Broker`, `Context`. Adapters implement them.
+
+A method of a store is one whole operation and one transaction. Times are milliseconds since 1970 by the database's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lockstep.core.lifecycle import RunStatus
+from lockstep.records import (
+    Command,
+    CommitOutcome,
+    Event,
+    JournalRow,
+    Message,
+    NewRun,
+    RunRow,
+    StepRow,
+    Submitted,
+    Task,
+    Transition,
+    Work,
+)
+
+if TYPE_CHECKING:
+    from random import Random
+
+
+class Reader(Protocol):
+    """What anyone may ask of a store. Nothing here changes anything, and none of it needs the graph."""
+
+    def find_runs(
+        self,
+        *,
+        run_ids: Collection[str] | None = None,
+        status: RunStatus | None = None,
+        graph: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> list[RunRow]:
+        """Runs that meet all conditions given, ascending by run_id and above `after`; at most `limit`."""
+
+    def steps(self, run_id: str, first: int, last: int) -> list[StepRow]:
+        """The step records first..last, inclusive, that are committed; ascending."""
+
+    def snapshot(self, run_id: str, step_id: int) -> tuple[bytes, list[bytes]]:
+        """The latest snapshot at or before the step (an empty object where there is none) and the patches from it to the step."""
+
+    def journal(self, run_id: str, paths: Collection[bytes]) -> list[JournalRow]:
+        """All journal rows of these work items, ascending by (path, kind, n)."""
+
+    def events(self, run_id: str, after_sequence: int = 0) -> list[Event]:
+        """The run's outbox events with a sequence above the given one, in order."""
+
+
+class Store(Reader, Protocol):
+    """The truth. Every change happens in one of these methods, whole or not at all, whatever dies meanwhile."""
+
+    def open_lease(self, lease_id: str, holder: str, seconds: float) -> None:
+        """Give `lease_id` the right to write for this long, and a partition of the same name. `holder` says who has it."""
+
+    def renew_lease(self, lease_id: str, seconds: float) -> bool:
+        """Prolong a lease; False: it was taken away, and its holder must stop."""
+
+    def close_lease(self, lease_id: str) -> None:
+        """Give a lease back; unfinished runs of its partition wait for `adopt`. Idempotent."""
+
+    def submit(self, runs: Sequence[NewRun]) -> list[Submitted]:
+        """Store new runs, durably. A run_id that is taken is left alone, and its row returned; the caller compares."""
+
+    def commit(self, lease_id: str, commit_id: int, transitions: Sequence[Transition]) -> list[CommitOutcome]:
+        """Store all transitions in one transaction, and say of each run what became of it.
+
+        The first statement renews the lease where it is held; where it is not, all are Superseded. A transition that conflicts
+        or is refused fails alone: the others are stored. After a crash each run has all of its transition, or nothing.
+        `commit_id` rises with each call of a lease and is stored with it. Raises StoreUnavailableError: then nothing is stored.
+        """
+
+    def adopt(
+        self,
+        lease_id: str,
+        graph_hashes: Collection[str],
+        run_ids: Collection[str] | None,
+        is_dead: Callable[[str], bool],
+    ) -> list[str]:
+        """Take over runs whose lease has ended: the unfinished ones, or those of `run_ids` in whatever status; their ids.
+
+        Leases past their time, and those whose holder `is_dead`, end first, so their holders' open commits are waited for and
+        later ones are Superseded. Runs of other graphs stay as they are.
+        """
+
+    def poll(self, lease_id: str) -> Work:
+        """The runs of this lease that are not begun, and the commands to its runs; ascending by run_id and age."""
+
+    def send(self, command: Command) -> None:
+        """Put a command into a run's inbox. Idempotent by command_id. Raises RunNotFoundError."""
+
+    def delete(self, run_id: str) -> bool:
+        """Remove a finished run and all that belongs to it; False: there is none, or it is not finished."""
+
+    def close(self) -> None:
+        """Close all connections. Idempotent."""
+
+
+class Broker(Protocol):
+    """Carries tasks to workers and messages back. May lose everything: the store is the truth."""
+
+    def offer(self, task: Task) -> bool:
+        """Put a task at the end of its queue; False: the queue holds `queue_depth` tasks already, and nothing happened."""
+
+    def receive(self, timeout_seconds: float) -> list[Message]:
+        """All messages that have arrived, in order; waits for the first one at most this long."""
+
+    def wake(self) -> None:
+        """Make `receive` return."""
+
+    def withdraw(self, run_id: str) -> list[bytes]:
+        """Take a run's tasks out of the queues, and return their paths; those that a worker has taken go on."""
+
+    def depth(self, queue: str) -> int:
+        """How many tasks a queue holds."""
+
+
+class Context(Protocol):
+    """What a node may know and do beside its state: the second parameter of a node or router."""
+
+    @property
+    def run_id(self) -> str:
+        """The run."""
+
+    @property
+    def step_id(self) -> int:
+        """The step in which the node runs."""
+
+    @property
+    def node_id(self) -> str:
+        """The node."""
+
+    @property
+    def attempt(self) -> int:
+        """1 + the journalled failures of this item."""
+
+    @property
+    def delivery(self) -> int:
+        """How many times this item was handed to a worker, this time included."""
+
+    @property
+    def order_key(self) -> str:
+        """The item's place in its step, 16 hex digits."""
+
+    @property
+    def path(self) -> str:
+        """The item's identity, 64 hex digits."""
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for all deliveries and attempts of the item: give it to services that deduplicate."""
+
+    @property
+    def rng(self) -> Random:
+        """Random numbers that are the same on every attempt, after a resume and in replay; see docs/determinism.md."""
+
+    @property
+    def logger(self) -> Any:
+        """A structlog logger that knows run, step, node and attempt."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the result is no longer wanted; long loops may look and return."""
+
+    def emit(self, type: str, data: Any = None) -> None:
+        """Add an outbox event, published if and only if this step commits. Raises StateError for data that is not JSON."""

@@ -1,0 +1,218 @@
+"""What crosses the ports, as frozen records: rows, transitions and their outcomes, tasks and messages.
+
+Times are milliseconds since 1970; those in rows are the database's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from lockstep.core.lifecycle import RunStatus
+from lockstep.core.records import Failure
+from lockstep.errors import LockstepError
+
+FORMAT_VERSION = 1
+"""Of everything stored: rows written under another number are migrated or refused, never guessed at."""
+
+
+class NewRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A run as submitted. `input` and `options` are canonical JSON; `partition_id` names the partition that will own it."""
+
+    run_id: str
+    graph: str
+    graph_hash: str
+    input: bytes
+    options: bytes
+    partition_id: str
+    shard: int
+    thread_id: str | None = None
+    parent_run_id: str | None = None
+    trace_context: str | None = None
+
+
+class RunRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A run as stored. `version` counts the changes of this row, `retries` how often the run was revived."""
+
+    run_id: str
+    graph: str
+    graph_hash: str
+    status: RunStatus
+    step_id: int
+    version: int
+    retries: int
+    input: bytes
+    options: bytes
+    state_hash: bytes | None
+    error: bytes | None
+    partition_id: str
+    shard: int
+    thread_id: str | None
+    parent_run_id: str | None
+    trace_context: str | None
+    created_at: int
+    updated_at: int
+    format_version: int = FORMAT_VERSION
+
+
+class StepRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Commit `step_id`: the patch from the state before, and the frontier of the step after."""
+
+    run_id: str
+    step_id: int
+    idempotency_key: bytes
+    state_hash: bytes
+    patch: bytes
+    frontier: bytes
+    committed_at: int = 0
+
+
+class JournalRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that happened to a work item: `done` once (n = 0), or `failed` (n = attempt).
+
+    `payload` is what the run depends on (outcome or failure, canonical); `meta` is what only people look at (worker, latency).
+    """
+
+    run_id: str
+    path: bytes
+    kind: str
+    n: int
+    step_id: int
+    payload: bytes
+    meta: bytes
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """An outbox row. (`sequence`, `position`) is its place in the run, rising in commit order; the three make its stable id."""
+
+    run_id: str
+    sequence: int
+    position: int
+    step_id: int
+    node_id: str
+    type: str
+    data: bytes
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """A request to a run's owner (an inbox row); `command_id` is unique, so sending one twice is sending it once."""
+
+    run_id: str
+    command_id: str
+    kind: str
+    payload: bytes = b"null"
+
+
+class RunUpdate(msgspec.Struct, frozen=True, kw_only=True):
+    """The new values of a run's row; valid only on top of `expected_version`, which it raises by one.
+
+    `revives` says that a finished run needs an owner again.
+    """
+
+    run_id: str
+    expected_version: int
+    status: RunStatus
+    step_id: int
+    state_hash: bytes | None
+    error: bytes | None
+    retries: int
+    revives: bool = False
+
+
+class Transition(msgspec.Struct, frozen=True, kw_only=True):
+    """All that one run changes in one transaction.
+
+    `journal` rows may come alone, while their step waits for siblings. `step` and `snapshot` (canonical bytes of the whole
+    state) come with an `update`. `consumed` are the commands that this transition answers.
+    """
+
+    run_id: str
+    journal: Sequence[JournalRow] = ()
+    step: StepRow | None = None
+    snapshot: bytes | None = None
+    update: RunUpdate | None = None
+    events: Sequence[Event] = ()
+    consumed: Sequence[str] = ()
+
+
+class Committed(msgspec.Struct, frozen=True):
+    """The transition is stored."""
+
+
+class AlreadyCommitted(msgspec.Struct, frozen=True):
+    """This very step was stored before, under the same idempotency key; nothing was written now."""
+
+
+class Superseded(msgspec.Struct, frozen=True):
+    """Somebody else moved the run, or the lease is lost; nothing was written. Adopt what is stored."""
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """The database refuses this transition alone; nothing of it was written."""
+
+    error: LockstepError
+
+
+CommitOutcome = Committed | AlreadyCommitted | Superseded | Refused
+
+
+class Submitted(msgspec.Struct, frozen=True):
+    """What became of a submission: the row that now has the run_id, and whether this call created it."""
+
+    row: RunRow
+    created: bool
+
+
+class Work(msgspec.Struct, frozen=True):
+    """What an owner has to look at: runs that it has not begun, and commands to its runs."""
+
+    new: Sequence[RunRow] = ()
+    commands: Sequence[Command] = ()
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """A work item handed to a worker, with all that the worker needs to execute it.
+
+    `state` is S(k-1) as canonical bytes; `payload` a Send's, which then replaces it.
+    """
+
+    run_id: str
+    graph_hash: str
+    step_id: int
+    node_id: str
+    path: bytes
+    order_key: bytes
+    scheduled_step: int
+    queue: str
+    attempt: int
+    delivery: int
+    run_seed: int
+    timeout_seconds: float
+    max_payload_bytes: int
+    state: bytes
+    payload: bytes | None = None
+
+
+class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a task: an `outcome` (see `encode_outcome`) or a `failure`.
+
+    `cause` is the exception itself, which only an engine in the same process can hand on.
+    """
+
+    run_id: str
+    path: bytes
+    delivery: int
+    outcome: bytes | None = None
+    failure: Failure | None = None
+    started_at: int = 0
+    latency_ms: float = 0.0
+    worker: str = ""
+    cause: BaseException | None = None
+
+
+class Wake(msgspec.Struct, frozen=True):
+    """There is something to look at in the store."""
+
+
+Message = TaskResult | Wake

@@ -1,0 +1,231 @@
+"""From the author's state type to the core's `Schema`: fields, reducers, defaults and codecs.
+
+A field whose annotation is plain JSON (str, int, list[str], dict[str, Any], ...) passes as it is and is checked when it is
+encoded. Any other annotation (datetime, UUID, Decimal, Enum, bytes, set, tuple, dataclass) goes through msgspec both ways.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import enum
+import inspect
+import operator
+import types
+import typing
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NotRequired, Required, Union
+
+import msgspec
+
+from lockstep.core.canonical import canonical_bytes
+from lockstep.core.merge import Convert, Field, Reducer, Schema
+from lockstep.errors import ConfigurationError, StateError
+from lockstep.messages import add_messages
+
+PURE_REDUCERS: dict[Any, str] = {
+    operator.add: "operator.add",
+    operator.or_: "operator.or_",
+    operator.and_: "operator.and_",
+    operator.mul: "operator.mul",
+    max: "max",
+    min: "min",
+    add_messages: "lockstep.add_messages",
+}
+"""Reducers that are known by name everywhere and never change their arguments."""
+
+_PLAIN = (str, int, float, bool, type(None), list, dict, Any, object)
+_CODEC_TYPES = (
+    datetime.date,
+    datetime.time,
+    datetime.timedelta,
+    uuid.UUID,
+    decimal.Decimal,
+    enum.Enum,
+    bytes,
+    bytearray,
+    set,
+    frozenset,
+    tuple,
+    msgspec.Struct,
+)
+
+
+def schema_of(state: type, reducer: Reducer | None, merges: Mapping[str, Reducer]) -> Schema:
+    """The schema of a TypedDict or dataclass. Raises ConfigurationError, naming the field, for what cannot be stored."""
+    defaults = _defaults_of(state)
+    fields = {name: _field(name, hint, defaults, merges.get(name)) for name, hint in _hints_of(state).items()}
+    for name in merges.keys() - fields.keys():
+        raise ConfigurationError(f"merges names {name!r}, which is no field of {state.__name__}", option="merges")
+    return Schema(fields, reducer, name_of(reducer) if reducer else "")
+
+
+def instance_of(state: type, values: dict[str, Any]) -> Any:
+    """What a node receives: the dict itself, or an instance of the dataclass. Raises StateError for a field without a value."""
+    if not dataclasses.is_dataclass(state):
+        return values
+    try:
+        return state(**values)
+    except TypeError as error:
+        missing = [f.name for f in dataclasses.fields(state) if f.init and f.name not in values]
+        raise StateError(
+            f"{state.__name__} cannot be made from the state: {error}; give {', '.join(missing)} in the input, or a default",
+            field=missing[0] if missing else None,
+        ) from error
+
+
+def values_of(given: Any, what: str) -> dict[str, Any]:
+    """The fields of a dict or dataclass instance. Raises StateError, naming `what`, for anything else."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    if dataclasses.is_dataclass(given) and not isinstance(given, type):
+        return {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
+    raise StateError(f"{what} must be a dict of state fields, got {type(given).__name__}")
+
+
+def name_of(function: Any) -> str:
+    """The name by which a reducer is known in the graph hash."""
+    known = PURE_REDUCERS.get(function) if isinstance(function, typing.Hashable) else None
+    return known or f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+def _hints_of(state: type) -> dict[str, Any]:
+    if not (typing.is_typeddict(state) or (isinstance(state, type) and dataclasses.is_dataclass(state))):
+        raise ConfigurationError(
+            f"a state is a TypedDict or a dataclass, got {state!r}: declare its fields in one", option="state"
+        )
+    try:
+        return typing.get_type_hints(state, include_extras=True)
+    except NameError as error:
+        raise ConfigurationError(
+            f"the annotations of {state.__name__} cannot be read: {error}; define the names at module level", option="state"
+        ) from error
+
+
+def _defaults_of(state: type) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(state):
+        return {}
+    defaults = {}
+    for field in dataclasses.fields(state):
+        if field.default is not dataclasses.MISSING:
+            defaults[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            defaults[field.name] = field.default_factory()
+    return defaults
+
+
+def _field(name: str, hint: Any, defaults: Mapping[str, Any], merge: Reducer | None) -> Field:
+    annotation, reducer = _split(name, hint)
+    load, dump = _codec(name, annotation)
+    initial = None
+    if name in defaults:
+        initial = canonical_bytes(dump(defaults[name]) if dump else defaults[name], field=name)
+    elif reducer is not None:
+        initial = _zero(name, annotation, dump)
+    return Field(
+        name=name,
+        reducer=reducer,
+        reducer_name=name_of(reducer) if reducer else "",
+        pure=isinstance(reducer, typing.Hashable) and reducer in PURE_REDUCERS,
+        merge=merge,
+        initial=initial,
+        load=load,
+        dump=dump,
+    )
+
+
+def _split(name: str, hint: Any) -> tuple[Any, Reducer | None]:
+    """The bare annotation and the reducer that Annotated[...] gives it."""
+    reducer: Reducer | None = None
+    while True:
+        origin = typing.get_origin(hint)
+        if origin in (Required, NotRequired):
+            hint = typing.get_args(hint)[0]
+        elif origin is typing.Annotated:
+            callables = [extra for extra in hint.__metadata__ if callable(extra) and not isinstance(extra, type)]
+            reducer = callables[-1] if callables else reducer
+            hint = hint.__origin__
+        else:
+            break
+    if reducer is not None and not _takes_two(reducer):
+        raise ConfigurationError(
+            f"the reducer {name_of(reducer)} of field {name!r} must take two arguments: (current, update)", option=name
+        )
+    return hint, reducer
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:
+        return True  # A builtin such as max does not show its signature.
+    return True
+
+
+def _codec(name: str, annotation: Any) -> tuple[Convert | None, Convert | None]:
+    """`load` and `dump` of an annotation; (None, None) for plain JSON."""
+    if _is_plain(annotation):
+        return None, None
+    refused = _refused(annotation)
+    if refused is not None:
+        raise ConfigurationError(
+            f"field {name!r} has a part of type {refused!r}, which cannot be stored; use JSON types, a dataclass, datetime, "
+            f"UUID, Decimal, Enum, bytes, set or tuple",
+            option=name,
+        )
+
+    def load(value: Any) -> Any:
+        return msgspec.convert(value, annotation, str_keys=True)
+
+    def dump(value: Any) -> Any:
+        # The order makes sets deterministic; converting back refuses what the next node could not load.
+        plain = msgspec.to_builtins(value, str_keys=True, order="deterministic")
+        load(plain)
+        return plain
+
+    return load, dump
+
+
+def _is_plain(annotation: Any) -> bool:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is None:
+        return annotation in _PLAIN or (typing.is_typeddict(annotation) and all(map(_is_plain, _bare(annotation))))
+    if origin is Literal:
+        return not any(isinstance(argument, enum.Enum) for argument in arguments)
+    if origin is dict:
+        return arguments[0] is str and _is_plain(arguments[1])
+    return origin in (list, Union, types.UnionType) and all(map(_is_plain, arguments))
+
+
+def _bare(state: Any) -> list[Any]:
+    return [_split(name, hint)[0] for name, hint in typing.get_type_hints(state, include_extras=True).items()]
+
+
+def _refused(annotation: Any) -> Any:
+    """The first part of an annotation that has no JSON form, or None."""
+    arguments = [argument for argument in typing.get_args(annotation) if argument is not Ellipsis]
+    if typing.get_origin(annotation) is Literal:
+        return None
+    if arguments:
+        return next((part for part in map(_refused, arguments) if part is not None), None)
+    if _is_plain(annotation) or typing.is_typeddict(annotation) or dataclasses.is_dataclass(annotation):
+        return None
+    if isinstance(annotation, type) and issubclass(annotation, _CODEC_TYPES):
+        return None
+    return annotation
+
+
+def _zero(name: str, annotation: Any, dump: Convert | None) -> bytes | None:
+    """T() of a reduced field as canonical bytes; None where T cannot be made from nothing."""
+    kind = typing.get_origin(annotation) or annotation
+    if not isinstance(kind, type):
+        return None
+    try:
+        zero = kind()
+        return canonical_bytes(dump(zero) if dump else zero, field=name)
+    except (TypeError, ValueError, StateError):
+        return None

@@ -1,0 +1,250 @@
+"""The reference model: the shortest correct reading of the `Store` contract, in dictionaries under one lock.
+
+SQL stores are compared with it, operation by operation. It lives as long as its process.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+
+import msgspec
+
+from lockstep.core.lifecycle import FINISHED, RunStatus
+from lockstep.errors import RunNotFoundError
+from lockstep.records import (
+    AlreadyCommitted,
+    Command,
+    CommitOutcome,
+    Committed,
+    Event,
+    JournalRow,
+    NewRun,
+    RunRow,
+    StepRow,
+    Submitted,
+    Superseded,
+    Transition,
+    Work,
+)
+
+Clock = Callable[[], int]
+
+
+def wall_clock_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+class Lease:
+    """The right to write, until `expires_at`."""
+
+    def __init__(self, holder: str, expires_at: int) -> None:
+        self.holder = holder
+        self.expires_at = expires_at
+
+
+class StoredRun:
+    """A run and all that belongs to it."""
+
+    def __init__(self, row: RunRow) -> None:
+        self.row = row
+        self.steps: list[StepRow] = []
+        self.snapshots: dict[int, bytes] = {}
+        self.journal: dict[bytes, dict[tuple[str, int], JournalRow]] = {}
+        self.events: list[Event] = []
+
+
+class MemoryStore:
+    """A `Store` in this process's memory. `clock` gives milliseconds since 1970."""
+
+    def __init__(self, clock: Clock = wall_clock_ms) -> None:
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._leases: dict[str, Lease] = {}
+        self._runs: dict[str, StoredRun] = {}
+        self._pending: set[str] = set()
+        self._inbox: dict[str, Command] = {}
+        self._known_commands: set[str] = set()
+
+    def open_lease(self, lease_id: str, holder: str, seconds: float) -> None:
+        with self._lock:
+            self._leases[lease_id] = Lease(holder, self._clock() + int(seconds * 1000))
+
+    def renew_lease(self, lease_id: str, seconds: float) -> bool:
+        with self._lock:
+            lease = self._leases.get(lease_id)
+            if lease is None:
+                return False
+            lease.expires_at = max(lease.expires_at, self._clock() + int(seconds * 1000))
+            return True
+
+    def close_lease(self, lease_id: str) -> None:
+        with self._lock:
+            self._leases.pop(lease_id, None)
+
+    def submit(self, runs: Sequence[NewRun]) -> list[Submitted]:
+        with self._lock:
+            return [self._submit(run) for run in runs]
+
+    def _submit(self, run: NewRun) -> Submitted:
+        known = self._runs.get(run.run_id)
+        if known is not None:
+            return Submitted(known.row, created=False)
+        now = self._clock()
+        row = RunRow(
+            **msgspec.structs.asdict(run),
+            status=RunStatus.PENDING,
+            step_id=-1,
+            version=0,
+            retries=0,
+            state_hash=None,
+            error=None,
+            created_at=now,
+            updated_at=now,
+        )
+        self._runs[run.run_id] = StoredRun(row)
+        self._pending.add(run.run_id)
+        return Submitted(row, created=True)
+
+    def commit(self, lease_id: str, commit_id: int, transitions: Sequence[Transition]) -> list[CommitOutcome]:
+        with self._lock:
+            if lease_id not in self._leases:
+                return [Superseded()] * len(transitions)
+            return [self._commit(transition) for transition in transitions]
+
+    def _commit(self, transition: Transition) -> CommitOutcome:
+        run = self._runs.get(transition.run_id)
+        if run is None:
+            return Superseded()
+        known = any((row.kind, row.n) in run.journal.get(row.path, ()) for row in transition.journal)
+        update, step = transition.update, transition.step
+        stale = update is not None and update.expected_version != run.row.version
+        if stale or known or (step and step.step_id != len(run.steps)):
+            same = step and any(step.idempotency_key == other.idempotency_key for other in run.steps)
+            return AlreadyCommitted() if same else Superseded()
+        now = self._clock()
+        for row in transition.journal:
+            run.journal.setdefault(row.path, {})[row.kind, row.n] = row
+        run.events.extend(transition.events)
+        for command_id in transition.consumed:
+            self._inbox.pop(command_id, None)
+        if step is not None:
+            run.steps.append(msgspec.structs.replace(step, committed_at=now))
+            if transition.snapshot is not None:
+                run.snapshots[step.step_id] = transition.snapshot
+        if update is not None:
+            self._pending.discard(transition.run_id)
+            run.row = msgspec.structs.replace(
+                run.row,
+                version=update.expected_version + 1,
+                status=update.status,
+                step_id=update.step_id,
+                state_hash=update.state_hash,
+                error=update.error,
+                retries=update.retries,
+                updated_at=now,
+            )
+        return Committed()
+
+    def adopt(
+        self,
+        lease_id: str,
+        graph_hashes: Collection[str],
+        run_ids: Collection[str] | None,
+        is_dead: Callable[[str], bool],
+    ) -> list[str]:
+        with self._lock:
+            now = self._clock()
+            for other, lease in list(self._leases.items()):
+                if other != lease_id and (lease.expires_at < now or is_dead(lease.holder)):
+                    del self._leases[other]
+            adopted = []
+            for run_id, run in self._runs.items():
+                wanted = run.row.status not in FINISHED if run_ids is None else run_id in run_ids
+                orphan = run.row.partition_id not in self._leases
+                if wanted and orphan and run.row.graph_hash in graph_hashes:
+                    run.row = msgspec.structs.replace(run.row, partition_id=lease_id)
+                    adopted.append(run_id)
+            return sorted(adopted)
+
+    def poll(self, lease_id: str) -> Work:
+        with self._lock:
+
+            def is_mine(run_id: str) -> bool:
+                return self._runs[run_id].row.partition_id == lease_id
+
+            return Work(
+                [self._runs[run_id].row for run_id in sorted(self._pending) if is_mine(run_id)],
+                [command for command in self._inbox.values() if is_mine(command.run_id)],
+            )
+
+    def send(self, command: Command) -> None:
+        with self._lock:
+            if command.run_id not in self._runs:
+                raise RunNotFoundError(f"no run {command.run_id!r}", run_id=command.run_id)
+            if command.command_id not in self._known_commands:
+                self._known_commands.add(command.command_id)
+                self._inbox[command.command_id] = command
+
+    def delete(self, run_id: str) -> bool:
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is None or run.row.status not in FINISHED:
+                return False
+            del self._runs[run_id]
+            self._inbox = {key: command for key, command in self._inbox.items() if command.run_id != run_id}
+            return True
+
+    def find_runs(
+        self,
+        *,
+        run_ids: Collection[str] | None = None,
+        status: RunStatus | None = None,
+        graph: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> list[RunRow]:
+        with self._lock:
+            rows = (
+                self._runs[run_id].row for run_id in sorted(self._runs if run_ids is None else set(run_ids) & self._runs.keys())
+            )
+            found = (
+                row
+                for row in rows
+                if (status is None or row.status is status)
+                and (graph is None or row.graph == graph)
+                and (after is None or row.run_id > after)
+            )
+            return list(itertools.islice(found, limit))
+
+    def steps(self, run_id: str, first: int, last: int) -> list[StepRow]:
+        with self._lock:
+            run = self._runs.get(run_id)
+            return run.steps[max(first, 0) : last + 1] if run else []
+
+    def snapshot(self, run_id: str, step_id: int) -> tuple[bytes, list[bytes]]:
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is None:
+                return b"{}", []
+            taken = sorted(run.snapshots)
+            index = bisect.bisect_right(taken, step_id)
+            base = taken[index - 1] if index else -1
+            return run.snapshots.get(base, b"{}"), [step.patch for step in run.steps[base + 1 : step_id + 1]]
+
+    def journal(self, run_id: str, paths: Collection[bytes]) -> list[JournalRow]:
+        with self._lock:
+            run = self._runs.get(run_id)
+            return [row for path in sorted(set(paths)) for _, row in sorted(run.journal.get(path, {}).items())] if run else []
+
+    def events(self, run_id: str, after_sequence: int = 0) -> list[Event]:
+        with self._lock:
+            run = self._runs.get(run_id)
+            return [event for event in run.events if event.sequence > after_sequence] if run else []
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,1 @@
+"""Numbered, append-only steps from one schema to the next."""

@@ -1,0 +1,331 @@
+"""`SqlStore`: the `Store` contract over SQLAlchemy Core. The group commit has its own module."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+
+from lockstep.core.lifecycle import FINISHED, RunStatus
+from lockstep.errors import ConfigurationError, RunNotFoundError, StoreUnavailableError
+from lockstep.records import (
+    FORMAT_VERSION,
+    Command,
+    CommitOutcome,
+    Event,
+    JournalRow,
+    NewRun,
+    RunRow,
+    StepRow,
+    Submitted,
+    Transition,
+    Work,
+)
+from lockstep.store import schema
+from lockstep.store.commit import GroupCommit, bound
+from lockstep.store.dialects import connect, now_ms, writing
+from lockstep.store.migrate import HEAD, current_revision, upgrade
+
+IN_LIST = 500
+"""Values in one IN (...): databases bound the parameters of a statement, SQLite of old at 999."""
+
+T = TypeVar("T")
+
+
+class SqlStore:
+    """A `Store` in a SQL database."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = sa.make_url(url)
+        except ArgumentError as error:
+            raise ConfigurationError(f"the store URL {url!r} cannot be read: {error}", option="store") from None
+        if parsed.database in (None, "", ":memory:"):
+            raise ConfigurationError(f"{url} names no file; use sqlite:///path, or memory:// to keep nothing", option="store")
+        self.url = parsed.render_as_string(hide_password=True)
+        self._engine = connect(url)
+        self._lease_seconds: dict[str, float] = {}
+        self._commits: dict[str, GroupCommit] = {}
+        self._commits_lock = threading.Lock()
+        self.migrate()
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except DBAPIError as error:
+            raise self._unavailable(error.orig) from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        with self._reading() as connection, writing(connection):
+            yield connection
+
+    def _unavailable(self, error: BaseException | None) -> StoreUnavailableError:
+        return StoreUnavailableError(
+            f"the database {self.url} does not work: {error}; check that its folder exists, can be written and has room",
+            url=self.url,
+        )
+
+    def migrate(self) -> None:
+        """Bring the schema up to date. Raises ConfigurationError if it was written by a newer release."""
+        with self._reading() as connection:
+            if current_revision(connection) == HEAD:
+                return
+        with self._writing() as connection:
+            revision = current_revision(connection)
+            if revision is not None and revision > HEAD:
+                raise ConfigurationError(
+                    f"the database {self.url} is at schema {revision}, newer than {HEAD} of this release; upgrade lockstep-graph",
+                    option="store",
+                )
+            upgrade(connection)
+
+    def open_lease(self, lease_id: str, holder: str, seconds: float) -> None:
+        with self._writing() as connection:
+            connection.execute(
+                sa.insert(schema.leases).values(
+                    lease_id=lease_id, holder=holder, expires_at=now_ms() + int(seconds * 1000), last_commit_id=0
+                )
+            )
+            connection.execute(sa.insert(schema.partitions).values(partition_id=lease_id, lease_id=lease_id, epoch=1))
+        self._lease_seconds[lease_id] = seconds
+
+    def renew_lease(self, lease_id: str, seconds: float) -> bool:
+        expires_at = now_ms() + int(seconds * 1000)
+        with self._writing() as connection:
+            renewed = connection.execute(
+                sa.update(schema.leases).where(schema.leases.c.lease_id == lease_id).values(expires_at=expires_at)
+            )
+            return renewed.rowcount == 1
+
+    def close_lease(self, lease_id: str) -> None:
+        with self._commits_lock:
+            group = self._commits.pop(lease_id, None)
+        if group is not None:
+            group.close()
+        with self._writing() as connection:
+            connection.execute(sa.delete(schema.leases).where(schema.leases.c.lease_id == lease_id))
+            self._drop_empty_partitions(connection)
+
+    @staticmethod
+    def _drop_empty_partitions(connection: sa.Connection) -> None:
+        """Forget embedded engines that have gone and left nothing unfinished; otherwise each would leave a row for ever."""
+        p = schema.partitions.c
+        connection.execute(
+            sa.delete(schema.partitions).where(
+                p.first_shard.is_(None),
+                p.lease_id.not_in(sa.select(schema.leases.c.lease_id)),
+                p.partition_id.not_in(sa.select(schema.unfinished.c.partition_id)),
+            )
+        )
+
+    def submit(self, runs: Sequence[NewRun]) -> list[Submitted]:
+        with self._writing() as connection:
+            known = {row.run_id for row in self._rows(connection, [run.run_id for run in runs])}
+            new = {run.run_id: run for run in runs if run.run_id not in known}
+            if new:
+                stamped = bound(schema.runs, created_at=now_ms(), updated_at=now_ms())
+                connection.execute(sa.insert(schema.runs).values(stamped), [self._new_row(run) for run in new.values()])
+                connection.execute(sa.insert(schema.unfinished), [self._unfinished_row(run) for run in new.values()])
+            rows = {row.run_id: row for row in self._rows(connection, [run.run_id for run in runs])}
+        created = set(new)
+        answers = []
+        for run in runs:
+            answers.append(Submitted(rows[run.run_id], run.run_id in created))
+            created.discard(run.run_id)
+        return answers
+
+    @staticmethod
+    def _new_row(run: NewRun) -> dict[str, Any]:
+        return {
+            **{name: getattr(run, name) for name in run.__struct_fields__},
+            "status": RunStatus.PENDING.value,
+            "step_id": -1,
+            "version": 0,
+            "retries": 0,
+            "state_hash": None,
+            "error": None,
+            "format_version": FORMAT_VERSION,
+        }
+
+    @staticmethod
+    def _unfinished_row(run: NewRun) -> dict[str, Any]:
+        return {"run_id": run.run_id, "partition_id": run.partition_id, "graph_hash": run.graph_hash, "pending": 1}
+
+    def commit(self, lease_id: str, commit_id: int, transitions: Sequence[Transition]) -> list[CommitOutcome]:
+        with self._commits_lock:
+            group = self._commits.get(lease_id)
+            if group is None:
+                group = self._commits[lease_id] = GroupCommit(self._engine, self._lease_seconds.get(lease_id, 0))
+        try:
+            return group.commit(lease_id, commit_id, transitions)
+        except self._engine.dialect.loaded_dbapi.Error as error:
+            raise self._unavailable(error) from error
+
+    def adopt(
+        self,
+        lease_id: str,
+        graph_hashes: Collection[str],
+        run_ids: Collection[str] | None,
+        is_dead: Callable[[str], bool],
+    ) -> list[str]:
+        leases, partitions, u, r = schema.leases.c, schema.partitions.c, schema.unfinished.c, schema.runs.c
+        with self._writing() as connection:
+            now = connection.execute(sa.select(now_ms())).scalar_one()
+            dead = [
+                row.lease_id
+                for row in connection.execute(sa.select(schema.leases).where(leases.lease_id != lease_id))
+                if row.expires_at < now or is_dead(row.holder)
+            ]
+            for some in _chunks(dead):
+                connection.execute(sa.delete(schema.leases).where(leases.lease_id.in_(some)))
+            owned = sa.select(partitions.partition_id).where(partitions.lease_id.in_(sa.select(leases.lease_id)))
+            if run_ids is None:
+                source = sa.select(u.run_id).where(u.partition_id.not_in(owned), u.graph_hash.in_(list(graph_hashes)))
+                adopted = list(connection.execute(source.order_by(u.run_id)).scalars())
+            else:
+                adopted = [
+                    run_id
+                    for some in _chunks(sorted(set(run_ids)))
+                    for run_id in connection.execute(
+                        sa.select(r.run_id)
+                        .where(r.run_id.in_(some), r.partition_id.not_in(owned), r.graph_hash.in_(list(graph_hashes)))
+                        .order_by(r.run_id)
+                    ).scalars()
+                ]
+            for some in _chunks(adopted):
+                for table in (schema.runs, schema.unfinished):
+                    connection.execute(sa.update(table).where(table.c.run_id.in_(some)).values(partition_id=lease_id))
+            self._drop_empty_partitions(connection)
+        return adopted
+
+    def poll(self, lease_id: str) -> Work:
+        u, r, c, p = schema.unfinished.c, schema.runs.c, schema.inbox.c, schema.partitions.c
+        owned = sa.select(p.partition_id).where(p.lease_id == lease_id)
+        with self._reading() as connection:
+            new = connection.execute(
+                sa.select(schema.runs)
+                .join(schema.unfinished, u.run_id == r.run_id)
+                .where(u.partition_id.in_(owned), u.pending == 1)
+                .order_by(u.run_id)
+            )
+            rows = [_run_row(row) for row in new]
+            sent = connection.execute(
+                sa.select(c.run_id, c.command_id, c.kind, c.payload)
+                .join(schema.runs, r.run_id == c.run_id)
+                .where(c.consumed == 0, r.partition_id.in_(owned))
+                .order_by(c.number)
+            )
+            return Work(rows, [Command(**row._mapping) for row in sent])
+
+    def send(self, command: Command) -> None:
+        row = {name: getattr(command, name) for name in command.__struct_fields__}
+        try:
+            with self._writing() as connection:
+                if not self._rows(connection, [command.run_id]):
+                    raise RunNotFoundError(f"no run {command.run_id!r} in {self.url}", run_id=command.run_id)
+                connection.execute(sa.insert(schema.inbox).values(**row, consumed=0))
+        except StoreUnavailableError as error:
+            if not isinstance(error.__cause__, IntegrityError):
+                raise
+            # The command_id is there already: sending a command twice is sending it once.
+
+    def delete(self, run_id: str) -> bool:
+        r = schema.runs.c
+        with self._writing() as connection:
+            finished = sa.select(r.run_id).where(r.run_id == run_id, r.status.in_([status.value for status in FINISHED]))
+            if connection.execute(finished).first() is None:
+                return False
+            for table in (schema.steps, schema.snapshots, schema.journal, schema.outbox, schema.inbox, schema.runs):
+                connection.execute(sa.delete(table).where(table.c.run_id == run_id))
+            return True
+
+    def find_runs(
+        self,
+        *,
+        run_ids: Collection[str] | None = None,
+        status: RunStatus | None = None,
+        graph: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> list[RunRow]:
+        r = schema.runs.c
+        query = sa.select(schema.runs).order_by(r.run_id).limit(limit)
+        if status is not None:
+            query = query.where(r.status == status.value)
+        if graph is not None:
+            query = query.where(r.graph == graph)
+        if after is not None:
+            query = query.where(r.run_id > after)
+        with self._reading() as connection:
+            if run_ids is None:
+                return [_run_row(row) for row in connection.execute(query)]
+            found: list[RunRow] = []
+            for some in _chunks(sorted(set(run_ids))):
+                found += [_run_row(row) for row in connection.execute(query.where(r.run_id.in_(some)))]
+            return found[:limit]
+
+    def steps(self, run_id: str, first: int, last: int) -> list[StepRow]:
+        s = schema.steps.c
+        query = sa.select(schema.steps).where(s.run_id == run_id, s.step_id.between(first, last)).order_by(s.step_id)
+        with self._reading() as connection:
+            return [StepRow(**row._mapping) for row in connection.execute(query)]
+
+    def snapshot(self, run_id: str, step_id: int) -> tuple[bytes, list[bytes]]:
+        n, s = schema.snapshots.c, schema.steps.c
+        latest = sa.select(n.step_id, n.state).where(n.run_id == run_id, n.step_id <= step_id)
+        with self._reading() as connection:
+            found = connection.execute(latest.order_by(n.step_id.desc()).limit(1)).first()
+            base, state = (found.step_id, found.state) if found else (-1, b"{}")
+            patches = sa.select(s.patch).where(s.run_id == run_id, s.step_id.between(base + 1, step_id)).order_by(s.step_id)
+            return state, list(connection.execute(patches).scalars())
+
+    def journal(self, run_id: str, paths: Collection[bytes]) -> list[JournalRow]:
+        j = schema.journal.c
+        rows: list[JournalRow] = []
+        with self._reading() as connection:
+            for some in _chunks(sorted(set(paths))):
+                query = sa.select(schema.journal).where(j.run_id == run_id, j.path.in_(some)).order_by(j.path, j.kind, j.n)
+                rows += [JournalRow(**row._mapping) for row in connection.execute(query)]
+        return rows
+
+    def events(self, run_id: str, after_sequence: int = 0) -> list[Event]:
+        o = schema.outbox.c
+        query = sa.select(schema.outbox).where(o.run_id == run_id, o.sequence > after_sequence)
+        with self._reading() as connection:
+            return [Event(**row._mapping) for row in connection.execute(query.order_by(o.sequence, o.position))]
+
+    def close(self) -> None:
+        with self._commits_lock:
+            groups, self._commits = list(self._commits.values()), {}
+        for group in groups:
+            group.close()
+        self._engine.dispose()
+
+    @staticmethod
+    def _rows(connection: sa.Connection, run_ids: Sequence[str]) -> list[RunRow]:
+        r = schema.runs.c
+        return [
+            _run_row(row)
+            for some in _chunks(sorted(set(run_ids)))
+            for row in connection.execute(sa.select(schema.runs).where(r.run_id.in_(some)))
+        ]
+
+
+def _run_row(row: sa.Row[Any]) -> RunRow:
+    values = {name: value for name, value in row._mapping.items() if name in RunRow.__struct_fields__}
+    values["status"] = RunStatus(values["status"])
+    return RunRow(**values)
+
+
+def _chunks(values: Iterable[T]) -> Iterator[list[T]]:
+    remaining = iter(values)
+    while chunk := list(itertools.islice(remaining, IN_LIST)):
+        yield chunk

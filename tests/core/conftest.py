@@ -1,0 +1,10 @@
+"""What the tests of the pure core share: only how Hypothesis runs. They need no fixture, no service and no clock."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+# No deadline: a pause of the machine would fail a property that holds. No database: a failure is printed as a @reproduce_failure
+# line, so nothing needs to be written beside the tests.
+settings.register_profile("core", deadline=None, database=None, print_blob=True)
+settings.load_profile("core")

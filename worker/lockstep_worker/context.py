@@ -1,0 +1,54 @@
+"""What a node sees of its run: the implementation of the `Context` port."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from random import Random
+from typing import Any
+
+import structlog
+
+from lockstep.core.canonical import canonical_bytes
+from lockstep.core.ordering import item_key_of, item_seed_of
+from lockstep.records import Task
+from lockstep.wire import EmittedEvent
+
+
+class NodeContext:
+    """The `Context` of one delivery of one work item."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self.run_id = task.run_id
+        self.step_id = task.step_id
+        self.node_id = task.node_id
+        self.attempt = task.attempt
+        self.delivery = task.delivery
+        self.events: list[EmittedEvent] = []
+        self.cancelled = False
+
+    @property
+    def order_key(self) -> str:
+        return self._task.order_key.hex()
+
+    @property
+    def path(self) -> str:
+        return self._task.path.hex()
+
+    @property
+    def idempotency_key(self) -> str:
+        return item_key_of(self.run_id, self._task.path)
+
+    @cached_property
+    def rng(self) -> Random:
+        # Made when asked for: seeding the generator takes longer than most of what surrounds it.
+        return Random(item_seed_of(self._task.run_seed, self._task.path, self._task.scheduled_step))
+
+    @cached_property
+    def logger(self) -> Any:
+        return structlog.get_logger().bind(run_id=self.run_id, step_id=self.step_id, node_id=self.node_id, attempt=self.attempt)
+
+    def emit(self, type: str, data: Any = None) -> None:
+        # Encoded now: the node may go on changing what it has emitted.
+        self.events.append((type, json.loads(canonical_bytes(data, field=f"event {type}"))))

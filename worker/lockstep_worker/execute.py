@@ -1,0 +1,165 @@
+"""One task from its bytes to the bytes of its outcome: decode, call the node, read what it returned, ask its routers, encode."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import traceback
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from lockstep.core.canonical import canonical_bytes
+from lockstep.core.frontier import unknown_target
+from lockstep.core.merge import fold
+from lockstep.core.ordering import END, START
+from lockstep.core.policy import ConflictPolicy
+from lockstep.core.records import Failure, Route, Write
+from lockstep.core.state import State
+from lockstep.errors import LockstepError, NodeFailedError, NodeTimeoutError, RouteError, StateError
+from lockstep.graph import Command, CompiledGraph, NodeSpec, Overwrite, Router, Send
+from lockstep.records import Task
+from lockstep.schema import instance_of, values_of
+from lockstep.wire import encode_outcome
+from lockstep_worker.context import NodeContext
+
+T = TypeVar("T")
+
+
+async def execute(graph: CompiledGraph, task: Task, context: NodeContext) -> bytes:
+    """The outcome of a task, see `encode_outcome`. Raises whatever the node or a router raises, StateError, or RouteError.
+
+    The coroutine of a node without async parts never suspends: `without_loop` runs it in a plain thread.
+    """
+    spec = graph.nodes[task.node_id]
+    returned = await _call(spec.function, spec.takes_context, _argument(graph, task), context) if spec.function else None
+    writes: list[Write] = []
+    routes: list[Route] = []
+    for part in returned if isinstance(returned, list) else [returned]:
+        update, goto = (part.update, part.goto) if isinstance(part, Command) else (part, ())
+        writes += _writes(graph, spec, update)
+        routes += _routes(graph, task, _listed(goto))
+    for router in spec.routers:
+        seen = _seen_by_router(graph, task, writes)
+        chosen = await _call(router.function, router.takes_context, seen, context)
+        routes += _routes(graph, task, _labelled(router, spec.node_id, _listed(chosen)))
+    outcome = encode_outcome(writes, routes, context.events)
+    _check_size(outcome, task, f"what node {task.node_id!r} returned")
+    return outcome
+
+
+def without_loop(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that does not suspend."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    coroutine.close()
+    raise RuntimeError("a node that is not declared with `async def` returned something to wait for; declare it so")
+
+
+def failure_of(error: BaseException, task: Task) -> Failure:
+    """An exception as a record: our own errors as they are, anything else as NodeFailedError."""
+    kinds = tuple(kind.__name__ for kind in type(error).__mro__ if kind is not object)
+    if not isinstance(error, LockstepError):
+        error = NodeFailedError(
+            f"node {task.node_id!r} raised {type(error).__name__}: {error}",
+            error_type=type(error).__name__,
+            traceback="".join(traceback.format_exception(error)),
+        )
+    located = error.located(run_id=task.run_id, step_id=task.step_id, node_id=task.node_id, attempt=task.attempt)
+    return Failure(located.to_record(), kinds)
+
+
+def timeout_of(task: Task) -> NodeTimeoutError:
+    """The error of a task that ran past its time."""
+    return NodeTimeoutError(
+        f"node {task.node_id!r} ran longer than {task.timeout_seconds:g} s; make it faster, or raise its timeout_seconds",
+        error_type="TimeoutError",
+        timeout_seconds=task.timeout_seconds,
+    )
+
+
+async def _call(function: Any, takes_context: bool, argument: Any, context: NodeContext) -> Any:
+    result = function(argument, context) if takes_context else function(argument)
+    return await result if inspect.isawaitable(result) else result
+
+
+def _argument(graph: CompiledGraph, task: Task) -> Any:
+    """A Send's payload, or the state in the author's type. Decoded anew for each item, so no node sees another's mutations."""
+    schema = graph.program.schema
+    if task.payload is None:
+        return instance_of(graph.state, schema.loaded(json.loads(task.state)))
+    payload = json.loads(task.payload)
+    if not isinstance(payload, dict):
+        return payload
+    return {name: schema.fields[name].loaded(v) if name in schema.fields else v for name, v in payload.items()}
+
+
+def _writes(graph: CompiledGraph, spec: NodeSpec, update: Any) -> Iterator[Write]:
+    if update is None:
+        return
+    schema = graph.program.schema
+    allowed = "a dict of state fields, a Command, None or a list of these"
+    for name, value in values_of(update, f"what node {spec.node_id!r} returns ({allowed})").items():
+        field = schema.field(name)
+        overwrite = isinstance(value, Overwrite)
+        plain = field.dumped(value.value if overwrite else value)
+        # Checked here, where the field is known; the bytes of the whole outcome are made at the end.
+        canonical_bytes(plain, field=name)
+        yield Write(name, plain, overwrite)
+
+
+def _routes(graph: CompiledGraph, task: Task, targets: Iterable[Any]) -> Iterator[Route]:
+    topology = graph.program.topology
+    for target in targets:
+        name = target.node if isinstance(target, Send) else target
+        if not isinstance(name, str) or name == START or (name not in topology.nodes and name != END):
+            raise RouteError(unknown_target(task.node_id, str(name), topology), target=str(name))
+        yield Route(name, _payload(graph, task, target) if isinstance(target, Send) else None)
+
+
+def _payload(graph: CompiledGraph, task: Task, send: Send) -> bytes:
+    """The canonical bytes of what a Send carries; state fields in it go through their codec."""
+    fields = graph.program.schema.fields
+    payload = send.payload
+    if isinstance(payload, Mapping):
+        payload = {name: fields[name].dumped(v) if name in fields else v for name, v in payload.items()}
+    data = canonical_bytes(payload, field=f"Send({send.node!r})")
+    _check_size(data, task, f"Send({send.node!r})")
+    return data
+
+
+def _seen_by_router(graph: CompiledGraph, task: Task, writes: list[Write]) -> Any:
+    """S(k-1) plus the node's own delta, in the author's type."""
+    schema = graph.program.schema
+    state = fold(schema, ConflictPolicy.FAIL, State.from_bytes(task.state), [(task.node_id, writes)])
+    return instance_of(graph.state, schema.loaded(json.loads(state.to_bytes())))
+
+
+def _labelled(router: Router, node_id: str, chosen: Iterable[Any]) -> Iterator[Any]:
+    """What a router chose, its labels turned into nodes. END and Sends need no label."""
+    for choice in chosen:
+        if router.labels is None or isinstance(choice, Send) or choice == END:
+            yield choice
+        elif choice in router.labels:
+            yield router.labels[choice]
+        else:
+            known = ", ".join(map(repr, router.labels))
+            raise RouteError(
+                f"router {router.name!r} of node {node_id!r} returned {choice!r}; its path_map has {known}", target=str(choice)
+            )
+
+
+def _listed(targets: Any) -> Iterable[Any]:
+    if isinstance(targets, (list, tuple)):
+        return targets
+    return (targets,)
+
+
+def _check_size(data: bytes, task: Task, what: str) -> None:
+    if len(data) > task.max_payload_bytes:
+        raise StateError(
+            f"{what} takes {len(data)} bytes, more than max_payload_bytes={task.max_payload_bytes}; "
+            f"keep large data elsewhere and pass a reference, or raise the option"
+        )

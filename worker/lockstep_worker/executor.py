@@ -1,0 +1,185 @@
+"""The executor: runs tasks in a bounded number of slots, on an event loop or in threads, each within its time.
+
+Embedded engines and worker processes use the same one. It takes a task only when a slot is free, so the rest stays visible in the
+queue, where any other worker may take it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from lockstep.core.records import Failure
+from lockstep.errors import GraphVersionError
+from lockstep.graph import CompiledGraph
+from lockstep.records import Task, TaskResult
+from lockstep_worker.context import NodeContext
+from lockstep_worker.execute import execute, failure_of, timeout_of, without_loop
+from lockstep_worker.threads import DaemonThreads, EventLoop
+from lockstep_worker.watchdog import Watchdog
+
+CLOSE_SECONDS = 1.0
+"""How long `close` waits for threads that have nothing left to do."""
+
+
+class Running:
+    """A task in a slot. Whoever takes it out of the executor's set first, its end or its timeout, answers for it."""
+
+    __slots__ = ("context", "deadline", "is_async", "started", "started_at", "task")
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.is_async = False
+        self.context = NodeContext(task)
+        self.started_at = time.time_ns() // 1_000_000
+        self.started = time.perf_counter()
+        self.deadline = self.started + task.timeout_seconds
+
+
+class Executor:
+    """Runs the tasks that `take` yields and hands their results to `deliver`.
+
+    `graphs` are the loaded graphs by hash, `slots` how many tasks run at a time, `name` what results call this worker.
+    `take` returns None when no task waits; it and `deliver` are called from several threads.
+    """
+
+    def __init__(
+        self,
+        graphs: Mapping[str, CompiledGraph],
+        slots: int,
+        name: str,
+        take: Callable[[], Task | None],
+        deliver: Callable[[TaskResult], None],
+    ) -> None:
+        self._graphs = graphs
+        self._slots = slots
+        self._name = name
+        self._take = take
+        self._deliver = deliver
+        self._lock = threading.Lock()
+        self._running: set[Running] = set()
+        self._closed = False
+        self._threads = DaemonThreads("lockstep-node", after=self.pump)
+        self._loop: EventLoop | None = None
+        self._watchdog: Watchdog | None = None
+        self.abandoned = 0
+        """Sync nodes that ran past their time; Python cannot stop a thread, so they go on, and what they return is dropped."""
+
+    def pump(self) -> None:
+        """Start waiting tasks while slots are free. Called after each new task, and by each slot that has become free."""
+        while True:
+            with self._lock:
+                if self._closed or len(self._running) >= self._slots:
+                    return
+                task = self._take()
+                if task is None:
+                    return
+                running = Running(task)
+                self._running.add(running)
+            self._start(running)
+
+    def _start(self, running: Running) -> None:
+        graph = self._graphs.get(running.task.graph_hash)
+        if graph is None:
+            self._fail(running, GraphVersionError(f"no graph {running.task.graph_hash} is loaded here"))
+        elif graph.nodes[running.task.node_id].is_async:
+            running.is_async = True
+            self._event_loop().spawn(self._run_async(graph, running))
+        else:
+            self._watch(running.deadline)
+            self._threads.submit(lambda: self._run_in_thread(graph, running))
+
+    def _run_in_thread(self, graph: CompiledGraph, running: Running) -> bool:
+        try:
+            outcome = without_loop(execute(graph, running.task, running.context))
+        except BaseException as error:  # also SystemExit: a node must not end its slot's thread
+            return self._fail(running, error)
+        return self._finish(running, outcome=outcome)
+
+    async def _run_async(self, graph: CompiledGraph, running: Running) -> None:
+        limit = asyncio.timeout(running.task.timeout_seconds)
+        try:
+            async with limit:
+                outcome = await execute(graph, running.task, running.context)
+        except BaseException as error:
+            running.context.cancelled = True
+            self._fail(running, timeout_of(running.task) if limit.expired() else error)
+        else:
+            self._finish(running, outcome=outcome)
+        self.pump()
+
+    def _fail(self, running: Running, error: BaseException) -> bool:
+        return self._finish(running, failure=failure_of(error, running.task), cause=error)
+
+    def _finish(
+        self,
+        running: Running,
+        outcome: bytes | None = None,
+        failure: Failure | None = None,
+        cause: BaseException | None = None,
+    ) -> bool:
+        """Free the slot and deliver the result; False: the task's time had passed, and the result is dropped."""
+        with self._lock:
+            if running not in self._running:
+                return False
+            self._running.remove(running)
+        self._deliver(
+            TaskResult(
+                run_id=running.task.run_id,
+                path=running.task.path,
+                delivery=running.task.delivery,
+                outcome=outcome,
+                failure=failure,
+                cause=cause,
+                started_at=running.started_at,
+                latency_ms=round((time.perf_counter() - running.started) * 1000, 3),
+                worker=self._name,
+            )
+        )
+        return True
+
+    def _watch(self, deadline: float) -> None:
+        if self._watchdog is None:
+            with self._lock:
+                self._watchdog = self._watchdog or Watchdog(self._end_overdue)
+        self._watchdog.watch(deadline)
+
+    def _end_overdue(self) -> float | None:
+        """Answer for sync tasks whose time has passed; the next deadline, if any."""
+        now = time.perf_counter()
+        with self._lock:
+            sync = [running for running in self._running if not running.is_async]
+        overdue = [running for running in sync if running.deadline <= now]
+        for running in overdue:
+            running.context.cancelled = True
+            if self._fail(running, timeout_of(running.task)):
+                self.abandoned += 1
+        if overdue:
+            self.pump()
+        return min((running.deadline for running in sync if running.deadline > now), default=None)
+
+    def _event_loop(self) -> EventLoop:
+        if self._loop is None:
+            with self._lock:
+                self._loop = self._loop or EventLoop()
+        return self._loop
+
+    @property
+    def running(self) -> int:
+        """How many slots are taken."""
+        return len(self._running)
+
+    def close(self) -> None:
+        """Take nothing more, drop what still runs, and end the threads. Idempotent."""
+        with self._lock:
+            self._closed = True
+            for running in self._running:
+                running.context.cancelled = True
+            self._running.clear()
+        if self._watchdog is not None:
+            self._watchdog.close()
+        if self._loop is not None:
+            self._loop.close(CLOSE_SECONDS)
+        self._threads.close(CLOSE_SECONDS)
