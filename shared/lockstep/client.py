@@ -83,7 +83,8 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({self.run_id!r})"
 
-    def _row(self) -> RunRow:
+    def row(self) -> RunRow:
+        """The run as stored. Raises RunNotFoundError."""
         rows = self._backend.reader.find_runs(run_ids=[self.run_id])
         if not rows:
             raise RunNotFoundError(f"no run {self.run_id!r}; `lockstep runs` lists those there are", run_id=self.run_id)
@@ -92,12 +93,20 @@ class Run:
     @property
     def status(self) -> RunStatus:
         """Where the run stands: pending, running, interrupted, paused, succeeded, failed or cancelled."""
-        return self._row().status
+        return self.row().status
 
     @property
     def error(self) -> LockstepError | None:
         """What ended the run, if it failed or was cancelled."""
-        return _error_of(self._row())
+        return _error_of(self.row())
+
+    def error_record(self) -> dict[str, Any] | None:
+        """`error` as JSON values, with the fields that every error has."""
+        error = self.error
+        if error is None:
+            return None
+        located = {name: getattr(error, name) for name in ("run_id", "step_id", "node_id", "attempt")}
+        return {**located, **error.to_record()}
 
     def result(self, timeout_seconds: float | None = None) -> dict[str, Any]:
         """The final state, once the run has succeeded; waits for its end.
@@ -109,7 +118,7 @@ class Run:
         unsubscribe = self._backend.subscribe(self.run_id, changed.set, each_step=False)
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         try:
-            while not _is_settled(row := self._row()):
+            while not _is_settled(row := self.row()):
                 self._backend.check()
                 left = POLL_SECONDS if deadline is None else min(POLL_SECONDS, deadline - time.monotonic())
                 if left <= 0:
@@ -126,7 +135,7 @@ class Run:
         unsubscribe = self._backend.subscribe(self.run_id, lambda: _set_from_thread(loop, changed), each_step=False)
         try:
             async with asyncio.timeout(timeout_seconds) as limit:
-                while not _is_settled(row := await asyncio.to_thread(self._row)):
+                while not _is_settled(row := await asyncio.to_thread(self.row)):
                     self._backend.check()
                     try:
                         await asyncio.wait_for(changed.wait(), POLL_SECONDS)
@@ -163,8 +172,12 @@ class Run:
 
         Raises StateError if that step is not committed.
         """
-        row = self._row()
+        row = self.row()
         return self._typed(row, read_state(self._backend.reader, self.run_id, row.step_id if step_id is None else step_id))
+
+    def json_state(self) -> dict[str, Any]:
+        """The state after the last committed step, as JSON values."""
+        return read_state(self._backend.reader, self.run_id, self.row().step_id)
 
     async def astate(self, step_id: int | None = None) -> dict[str, Any]:
         """`state` without blocking the event loop."""
@@ -172,7 +185,7 @@ class Run:
 
     def history(self) -> list[StepRecord]:
         """The committed steps, oldest first."""
-        return list(read_history(self._backend.reader, self.run_id, 0, self._row().step_id))
+        return list(read_history(self._backend.reader, self.run_id, 0, self.row().step_id))
 
     async def ahistory(self) -> list[StepRecord]:
         """`history` without blocking the event loop."""
@@ -189,7 +202,7 @@ class Run:
         follower = Follower(self, modes)
         try:
             while True:
-                row = self._row()
+                row = self.row()
                 yield from follower.events(row)
                 if _is_settled(row):
                     break

@@ -121,9 +121,7 @@ def test_an_item_records_its_parent_its_index_and_the_step_that_scheduled_it() -
 
 def test_every_declared_and_returned_target_takes_one_index() -> None:
     # given a node with an edge to END, a membership in a barrier that will not fire, and a plain edge
-    graph = topology(
-        {START: ["a"], "a": [END, 0, "b"], "b": [0], "c": [], "d": []}, barriers=[(["a", "b"], "c")]
-    )
+    graph = topology({START: ["a"], "a": [END, 0, "b"], "b": [0], "c": [], "d": []}, barriers=[(["a", "b"], "c")])
     # when it goes to END (Command.goto), then d, then a Send (routers)
     following = step(graph, first_frontier(graph), 1, a=[END, "d", send("d", 1)])
     # then END and the barrier counted though they made no item: 0 END, 1 barrier, 2 b, 3 END, 4 d, 5 Send
@@ -308,9 +306,7 @@ def test_a_barrier_to_the_end_makes_no_item() -> None:
 
 def test_a_deferred_node_waits_until_nothing_else_is_left() -> None:
     # given a -> d (deferred) and a long branch b -> c -> e
-    graph = topology(
-        {START: ["a", "b"], "a": ["d"], "b": ["c"], "c": ["e"], "d": [], "e": []}, defer=["d"]
-    )
+    graph = topology({START: ["a", "b"], "a": ["d"], "b": ["c"], "c": ["e"], "d": [], "e": []}, defer=["d"])
     one = first_frontier(graph)
     two = step(graph, one, 1)
     assert names(two) == ["c"] and [waiting.node_id for waiting in two.deferred] == ["d"]
@@ -440,9 +436,7 @@ def test_hash_ordering_sorts_by_path_and_changes_nothing_else() -> None:
 def test_hash_ordering_gives_a_barrier_item_to_the_lowest_hash() -> None:
     # given members in declaration order m0..m7, of which the lowest path is not the first
     members = [f"m{number}" for number in range(8)]
-    graph = topology(
-        {START: members, **{name: [0] for name in members}, "c": []}, barriers=[(members, "c")], ordering="hash"
-    )
+    graph = topology({START: members, **{name: [0] for name in members}, "c": []}, barriers=[(members, "c")], ordering="hash")
     one = first_frontier(graph)
     lowest = min(one.items, key=lambda item: item.path)
     assert lowest.node_id != "m0"

@@ -30,9 +30,30 @@ PLAN = path_of(ROOT_PATH, "plan", 0)
 # DESIGN 3: node, edge_index (the parent of all but the first is PLAN), rank, path, order key by edge, order key by hash.
 VECTORS = [
     ("plan", 0, 0, "96609e1545482facc96200801ee7205efa46b2060661aa5f3174f8291d2499c0", "0000000096609e15", "96609e1545482fac"),
-    ("search", 0, 0, "f55f80c89a30ff00571f25e884f51ed00aa0b62098021002edb351a99171e204", "00000000f55f80c8", "f55f80c89a30ff00"),
-    ("search", 1, 1, "87ba518be9b31ce90916a1cb4ac754d9fa790fa0542098ec0ba8f7c187c2451a", "0000000187ba518b", "87ba518be9b31ce9"),
-    ("search", 2, 2, "080cef8276a86ab0b8262276bf85480d8783fde099de5e47e205e21d86742fd2", "00000002080cef82", "080cef8276a86ab0"),
+    (
+        "search",
+        0,
+        0,
+        "f55f80c89a30ff00571f25e884f51ed00aa0b62098021002edb351a99171e204",
+        "00000000f55f80c8",
+        "f55f80c89a30ff00",
+    ),
+    (
+        "search",
+        1,
+        1,
+        "87ba518be9b31ce90916a1cb4ac754d9fa790fa0542098ec0ba8f7c187c2451a",
+        "0000000187ba518b",
+        "87ba518be9b31ce9",
+    ),
+    (
+        "search",
+        2,
+        2,
+        "080cef8276a86ab0b8262276bf85480d8783fde099de5e47e205e21d86742fd2",
+        "00000002080cef82",
+        "080cef8276a86ab0",
+    ),
     ("join", 3, 3, "2a57e008eb64816cd00ee091fa3f42d8a58dd5e83e6941eba240c9e9071d2b5a", "000000032a57e008", "2a57e008eb64816c"),
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 from typing import Any
 
@@ -16,7 +17,7 @@ from lockstep.core.ordering import state_hash_of
 from lockstep.core.state import State, apply_patches, diff
 from lockstep.errors import StateError
 
-# Small alphabets on purpose: two states drawn apart should often share keys, prefixes, and values that are merely equal in Python.
+# Small alphabets on purpose: two states drawn apart should often share keys, prefixes, and values that only Python holds equal.
 SCALARS = st.sampled_from([None, True, False, 0, 1, 0.0, -0.0, 1.0, "", "a", '],"', "é", INT_MIN, INT_MAX, 1e16, 1e-7])
 KEYS = st.sampled_from(["a", "b", "é", 'q"', ""])
 VALUES = st.recursive(
@@ -28,7 +29,7 @@ STATES = st.dictionaries(KEYS, VALUES, max_size=4)
 def patched(*states: dict[str, Any]) -> State:
     """The last of the states, rebuilt from the first by the patches between neighbours."""
     chain = [State.of(values) for values in states]
-    patches = [diff(old, new) for old, new in zip(chain, chain[1:], strict=False)]
+    patches = [diff(old, new) for old, new in itertools.pairwise(chain)]
     return apply_patches(chain[0].to_bytes(), patches)
 
 
@@ -185,5 +186,5 @@ def test_a_changed_key_costs_that_key_not_the_dict() -> None:
 
 
 def test_an_operation_of_a_newer_release_is_refused() -> None:
-    with pytest.raises(ValueError, match="'frobnicate'.*newer release"):
+    with pytest.raises(ValueError, match=r"'frobnicate'.*newer release"):
         apply_patches(b"{}", [b'[["frobnicate","n",1]]'])

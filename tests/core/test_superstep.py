@@ -138,7 +138,8 @@ def outcomes(names: Sequence[str]) -> st.SearchStrategy[Finished]:
     """What an item may come to: appends, a plain write, and routes by name or Send."""
     values = st.integers(0, 9) | st.text("ab", max_size=2)
     writes = st.lists(
-        st.builds(lambda value: Write("log", [value]), values) | st.builds(lambda value: Write("last", value), values), max_size=3
+        st.builds(lambda value: Write("log", [value]), values) | st.builds(lambda value: Write("last", value), values),
+        max_size=3,
     )
     payloads = st.none() | values.map(canonical_bytes)
     routes = st.lists(st.builds(Route, st.sampled_from([*names, END]), payloads), max_size=3)

@@ -1,0 +1,67 @@
+"""From `MODULE:GRAPH` to a Graph: a dotted name, or a path to a file; the working directory is importable."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from lockstep.errors import ConfigurationError
+from lockstep.graph import Graph
+
+
+def load_graph(reference: str) -> Graph:
+    """The graph that a reference names. Raises ConfigurationError that says which part of it is wrong."""
+    module_name, _, graph_name = reference.rpartition(":")
+    if not module_name or not graph_name:
+        raise ConfigurationError(f"{reference!r} is not MODULE:GRAPH, such as flows.py:graph or my.flows:graph", option="graph")
+    module = _load_module(module_name)
+    graph = getattr(module, graph_name, None)
+    if not isinstance(graph, Graph):
+        graphs = sorted(name for name, value in vars(module).items() if isinstance(value, Graph))
+        found = f"it has {', '.join(graphs)}" if graphs else "it has no Graph"
+        raise ConfigurationError(f"{module_name} has no Graph named {graph_name!r}; {found}", option="graph")
+    return graph
+
+
+def _load_module(name: str) -> ModuleType:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return _from_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
+    except ConfigurationError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            raise ConfigurationError(
+                f"no module {error.name!r} can be imported from {Path.cwd()}; give a dotted name or a path to a .py file",
+                option="graph",
+            ) from None
+        raise ConfigurationError(f"importing {name} failed: {error}", option="graph") from error
+    except Exception as error:
+        raise ConfigurationError(f"importing {name} raised {type(error).__name__}: {error}", option="graph") from error
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ConfigurationError(f"no file {path} in {Path.cwd()}", option="graph")
+    # By its plain name, as if its folder were imported from: the names of reducers, and so the graph's hash, stay the same
+    # wherever the file lies.
+    name = path.stem
+    known = sys.modules.get(name)
+    if known is not None:
+        if getattr(known, "__file__", None) == str(path.resolve()):
+            return known
+        raise ConfigurationError(f"{path} has the name of module {name!r}, which is loaded already; rename it", option="graph")
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -1,0 +1,29 @@
+"""Flags that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def store_option(function: F) -> F:
+    """`--store`."""
+    return click.option(
+        "--store", metavar="URL", help="The database: sqlite:///path. Default: $LOCKSTEP_STORE_URL, or sqlite:///lockstep.db."
+    )(function)
+
+
+def graphs_option(function: F) -> F:
+    """`--graphs`."""
+    return click.option(
+        "--graphs", multiple=True, metavar="MODULE:NAME", help="A graph to load; may be repeated. Default: $LOCKSTEP_GRAPHS."
+    )(function)
+
+
+def json_option(function: F) -> F:
+    """`--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(function)

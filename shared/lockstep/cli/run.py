@@ -1,0 +1,131 @@
+"""`run`, `resume` and `retry`: commands that execute, embedded in their own process."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from lockstep.cli.errors import RUN_FAILED
+from lockstep.cli.load import load_graph
+from lockstep.cli.options import graphs_option, json_option, store_option
+from lockstep.cli.output import print_json, print_run, run_record
+from lockstep.client import Run
+from lockstep.config import Settings, read_settings
+from lockstep.core.lifecycle import RunStatus
+from lockstep.engine import Engine
+from lockstep.errors import ConfigurationError, LockstepError
+from lockstep.options import Options
+
+
+@click.command()
+@click.argument("graph", metavar="MODULE:GRAPH")
+@click.option("--input", "input_", default="{}", metavar="JSON|@FILE", help="The input as a JSON object. Default: {}.")
+@click.option("--run-id", help="The run's id; the same one again gives the same run, and goes on with it after a crash.")
+@click.option("--concurrency", type=click.IntRange(min=1), help="Nodes that run at a time.")
+@store_option
+@json_option
+def run(graph: str, input_: str, run_id: str | None, concurrency: int | None, store: str | None, as_json: bool) -> None:
+    """Run a graph to its end in this process, and print its state.
+
+    MODULE is a dotted name or a path to a .py file, such as flows.py:graph.
+    """
+    settings = read_settings(store=store, graphs=[graph])
+    with _engine(settings, concurrency) as engine:
+        _follow(engine.submit(_read_input(input_), run_id=run_id), settings, as_json)
+
+
+@click.command()
+@click.argument("run_id")
+@graphs_option
+@store_option
+@json_option
+def resume(run_id: str, graphs: tuple[str, ...], store: str | None, as_json: bool) -> None:
+    """Go on with a run whose process died, from its last commit."""
+    settings = read_settings(store=store, graphs=graphs)
+    with _engine(settings, None) as engine:
+        found = engine.run(run_id)
+        engine.recover()
+        _follow(found, settings, as_json)
+
+
+@click.command()
+@click.argument("run_id")
+@graphs_option
+@store_option
+@json_option
+def retry(run_id: str, graphs: tuple[str, ...], store: str | None, as_json: bool) -> None:
+    """Go on with a failed run from its last commit; results that it has are kept."""
+    settings = read_settings(store=store, graphs=graphs)
+    with _engine(settings, None) as engine:
+        found = engine.run(run_id)
+        if found.status is not RunStatus.FAILED:
+            raise ConfigurationError(f"run {run_id} is {found.status}; only a failed run is retried", option="run_id")
+        found.retry()
+        _follow(found, settings, as_json)
+
+
+def _engine(settings: Settings, concurrency: int | None) -> Engine:
+    if not settings.graphs:
+        raise ConfigurationError("no graph is named; use --graphs MODULE:NAME or LOCKSTEP_GRAPHS", option="graphs")
+    # A polite request to end closes the engine like any other end of its `with`, so nothing waits for a lease to run out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    graphs = [load_graph(reference) for reference in settings.graphs]
+    return Engine(graphs, settings.store_url, options=Options(max_concurrent=concurrency))
+
+
+def _read_input(text: str) -> Any:
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(f"--input {text}: {error.strerror}", option="input") from None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ConfigurationError(f"--input is not JSON: {error}", option="input") from None
+
+
+def _follow(run: Run, settings: Settings, as_json: bool) -> None:
+    """Show the run's steps on stderr as they are committed, then its state on stdout; exit with 1 if it failed."""
+    try:
+        if not as_json:
+            _show_progress(run)
+        run.result()
+        failed = False
+    except LockstepError:
+        if run.error is None:
+            raise
+        failed = True
+    except KeyboardInterrupt:
+        click.echo(f"\nrun {run.run_id} is unfinished; go on with: lockstep resume {run.run_id}", err=True)
+        raise
+    record = run_record(run)
+    if as_json:
+        print_json(record)
+    else:
+        console = Console()
+        print_run(console, record)
+        console.print(f"[dim]its rows are in {settings.store_url}: lockstep show {run.run_id}[/dim]", soft_wrap=True)
+    if failed:
+        sys.exit(RUN_FAILED)
+
+
+def _show_progress(run: Run) -> None:
+    """A line for each step: which nodes ran, and how often."""
+    console = Console(stderr=True)
+    nodes: Counter[str] = Counter()
+    with console.status(f"run {run.run_id}"):
+        for event in run.stream(["updates", "values"]):
+            if event.node_id is not None:
+                nodes[event.node_id] += 1
+            elif nodes:
+                ran = ", ".join(f"{node} × {count}" if count > 1 else node for node, count in nodes.items())
+                console.print(f"[dim]step {event.step_id}[/dim]  {ran}", highlight=False)
+                nodes.clear()
