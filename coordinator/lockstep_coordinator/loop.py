@@ -1,7 +1,7 @@
 """The coordinator's loop: drain what has arrived -> merge -> ONE transaction for all runs that moved -> dispatch.
 
-Under load a turn carries many runs, so it batches by itself; idle it adds nothing. A task is handed out only after the commit that
-created it.
+Under load a turn carries many runs, so it batches by itself; idle it adds nothing. A task is handed out only after the commit
+that created it.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class Coordinator:
                 self._load(row)
 
     def _load(self, row: RunRow) -> ActiveRun | None:
-        """Put a run into memory; None: its version of the graph is not loaded here, so it waits for a coordinator that has it."""
+        """Put a run into memory; None: its graph's version is not loaded here, and it waits for who has it."""
         try:
             run = load(self._store, row, self._graphs)
         except GraphVersionError:

@@ -19,8 +19,8 @@ from lockstep_coordinator.run import ActiveRun
 def load(reader: Reader, row: RunRow, graphs: Mapping[str, CompiledGraph]) -> ActiveRun:
     """The run as its last commit and journal leave it: no item with a journalled result runs again.
 
-    A run whose stored state does not have the hash that was committed is made to fail. Raises GraphVersionError if its graph is not
-    loaded, or the row has another format.
+    A run whose stored state does not have the hash that was committed is made to fail. Raises GraphVersionError if its graph
+    is not loaded, or the row has another format.
     """
     graph = graphs.get(row.graph_hash)
     if graph is None or row.format_version != FORMAT_VERSION:

@@ -129,7 +129,7 @@ class ActiveRun:
         )
 
     def absorb(self, result: TaskResult) -> Retry | Verdict:
-        """Take in a result. The first `done` of an item wins; failures count from the current delivery only; the rest is dropped."""
+        """Take in a result: the first `done` of an item wins, failures count from the current delivery; the rest is dropped."""
         item = self._items.get(result.path)
         if item is None or result.path in self._outcomes or self.row.status is not RunStatus.RUNNING:
             return Verdict.DROPPED

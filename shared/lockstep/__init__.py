@@ -1,6 +1,6 @@
 """Lockstep: graph workflows that give the same bytes every time.
 
-Build a `Graph`, run it with an `Engine`. Names that load the engine are resolved on first use, so `import lockstep` stays light.
+Build a `Graph`, run it with an `Engine`. Names that load the engine are resolved on first use: `import lockstep` stays light.
 """
 
 from typing import TYPE_CHECKING, Any

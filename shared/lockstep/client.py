@@ -18,7 +18,6 @@ from lockstep.core.state import State, apply_patches
 from lockstep.errors import (
     ConfigurationError,
     LockstepError,
-    NodeFailedError,
     RunInterruptedError,
     RunNotFoundError,
     WaitTimeoutError,
@@ -39,8 +38,8 @@ class StreamEvent:
     """One event of a stream.
 
     `mode` "values": `data` is the whole state after step `step_id`, step 0 being the input. `mode` "updates": `data` is what
-    `node_id` changed in that step; a step's updates come in ascending order_key, before its values. `offset` counts the stream's
-    events from 0.
+    `node_id` changed in that step; a step's updates come in ascending order_key, before its values. `offset` counts the
+    stream's events from 0.
     """
 
     mode: StreamMode
@@ -223,7 +222,7 @@ class Run:
             events.close()  # type: ignore[attr-defined]  # a generator, typed as what callers may rely on
 
     def cancel(self, reason: str = "requested") -> None:
-        """Ask the run's owner to end it; `result` then raises RunCancelledError. Of a run that has ended, nothing is changed."""
+        """Ask the run's owner to end it; `result` then raises RunCancelledError. One that has ended stays as it is."""
         self._command("cancel", reason)
 
     def retry(self) -> None:

@@ -10,11 +10,6 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
-from lockstep_coordinator.lease import LeaseKeeper
-from lockstep_coordinator.loop import Coordinator
-from lockstep_coordinator.run import ActiveRun
-from lockstep_worker.executor import Executor
-
 from lockstep.broker.inprocess import InProcessBroker
 from lockstep.client import Run, StreamEvent, StreamMode
 from lockstep.core.canonical import canonical_bytes
@@ -36,6 +31,10 @@ from lockstep.ports import Reader, Store
 from lockstep.records import Command, NewRun, RunRow
 from lockstep.schema import values_of
 from lockstep.store import open_store
+from lockstep_coordinator.lease import LeaseKeeper
+from lockstep_coordinator.loop import Coordinator
+from lockstep_coordinator.run import ActiveRun
+from lockstep_worker.executor import Executor
 
 RUN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 DRAIN_SECONDS = 5.0
@@ -48,8 +47,8 @@ class Engine:
     """Runs graphs embedded in this process, over a store.
 
     `graph` is a Graph or several; `store` is memory:// or sqlite:///path. Options come as `with_*()` settings, as one Options
-    object, or both. The engine starts on first use and is a context manager; without `with` it ends with the process. Unfinished
-    runs of an engine that died wait in the store for `recover()`.
+    object, or both. The engine starts on first use and is a context manager; without `with` it ends with the process.
+    Unfinished runs of an engine that died wait in the store for `recover()`.
 
     Raises ConfigurationError for a graph or option that is wrong; StoreUnavailableError on first use.
     """
@@ -189,7 +188,7 @@ class Engine:
             after = rows[-1].run_id
 
     def recover(self) -> list[Run]:
-        """Take over the unfinished runs of engines that have died, as far as this engine holds their graphs; they go on at once.
+        """Take over the unfinished runs of engines that have died, as far as it holds their graphs; they go on at once.
 
         An engine of this machine counts as dead when its process is gone; another when its lease has ended. No node that had
         journalled its result runs again.

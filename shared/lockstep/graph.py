@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, overload
@@ -215,7 +216,7 @@ class Graph:
             name, function = entry if isinstance(entry, tuple) else (getattr(entry, "__name__", ""), entry)
             self.add_node(name, function)
             names.append(name)
-        for one, following in zip(names, names[1:], strict=False):
+        for one, following in itertools.pairwise(names):
             self.add_edge(one, following)
         return self
 
@@ -310,7 +311,7 @@ class Graph:
                     )
 
     def _check_reachable(self) -> None:
-        """Refuse nodes that nothing can reach. A router without labels reaches all, and so does a node that may return Command."""
+        """Refuse nodes that nothing reaches. A router without labels reaches all, as does a node that may return Command."""
         reached, pending = {START}, [START]
         while pending:
             name = pending.pop()
@@ -357,7 +358,7 @@ StateGraph = Graph
 
 
 def _is_async(function: NodeFunction) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def _takes_context(function: NodeFunction, what: str) -> bool:

@@ -23,9 +23,9 @@ STEPS_PER_READ = 100
 class TaskRecord:
     """One work item of a step. Paths and keys are lower-case hex.
 
-    `delta` maps the fields that the node wrote to their JSON values. `targets` are the nodes that its Command and routers named, in
-    index order; static edges are the graph's. `error` is the last failure of an item that failed. `started_at` is in milliseconds
-    since 1970, by the worker's clock.
+    `delta` maps the fields that the node wrote to their JSON values. `targets` are the nodes that its Command and routers
+    named, in index order; static edges are the graph's. `error` is the last failure of an item that failed. `started_at` is in
+    milliseconds since 1970, by the worker's clock.
     """
 
     node_id: str

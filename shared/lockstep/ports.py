@@ -46,7 +46,7 @@ class Reader(Protocol):
         """The step records first..last, inclusive, that are committed; ascending."""
 
     def snapshot(self, run_id: str, step_id: int) -> tuple[bytes, list[bytes]]:
-        """The latest snapshot at or before the step (an empty object where there is none) and the patches from it to the step."""
+        """The latest snapshot at or before the step (an empty object where there is none), and the patches from it on."""
 
     def journal(self, run_id: str, paths: Collection[bytes]) -> list[JournalRow]:
         """All journal rows of these work items, ascending by (path, kind, n)."""

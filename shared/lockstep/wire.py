@@ -9,7 +9,6 @@ from typing import Any
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.records import Finished, Route, Write
 
-
 EmittedEvent = tuple[str, Any]
 """The type and the JSON data of an event."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-# No deadline: a pause of the machine would fail a property that holds. No database: a failure prints the line that reproduces it,
-# so nothing is kept between runs.
+# No deadline: a pause of the machine would fail a property that holds. No database: a failure prints how to reproduce it, and
+# nothing is kept between runs.
 settings.register_profile("core", deadline=None, database=None, print_blob=True)
 settings.load_profile("core")

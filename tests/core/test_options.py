@@ -41,7 +41,7 @@ ALL_CHANGED = Options(
 
 
 def test_the_defaults_are_those_of_the_design() -> None:
-    assert DEFAULTS == Options()
+    assert Options() == DEFAULTS
     assert (DEFAULTS.in_flight, DEFAULTS.slots, DEFAULTS.queue_depth) == (64, 16, 1024)
     assert (DEFAULTS.default_timeout_seconds, DEFAULTS.conflict_policy, DEFAULTS.max_steps) == (
         300,

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import lockstep.cli
 import lockstep.options
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.ordering import (
@@ -151,6 +152,12 @@ def test_the_options_page_names_the_function_of_each_option() -> None:
 
     # then it names the same
     assert {row["option"]: row["function"] for row in rows if row["function"]} == signatures
+
+
+def test_the_command_line_page_lists_each_command() -> None:
+    rows = table("cli.md", "command", "what it does")
+
+    assert [row["command"].split()[1] for row in rows] == list(lockstep.cli.main.commands)
 
 
 def examples() -> dict[str, list[str]]:

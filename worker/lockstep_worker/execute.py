@@ -1,4 +1,4 @@
-"""One task from its bytes to the bytes of its outcome: decode, call the node, read what it returned, ask its routers, encode."""
+"""One task from its bytes to its outcome's bytes: decode, call the node, read what it returned, ask its routers, encode."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The executor: runs tasks in a bounded number of slots, on an event loop or in threads, each within its time.
 
-Embedded engines and worker processes use the same one. It takes a task only when a slot is free, so the rest stays visible in the
-queue, where any other worker may take it.
+Embedded engines and worker processes use the same one. It takes a task only when a slot is free, so the rest stays visible in
+the queue, where any other worker may take it.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ Work = Callable[[], bool]
 
 
 class DaemonThreads:
-    """Runs work in threads that never keep the process from ending, unlike those of concurrent.futures. They are made when needed
-    and reused; one whose node never returns is replaced.
+    """Runs work in threads that never keep the process from ending, unlike those of concurrent.futures. They are made when
+    needed and reused; one whose node never returns is replaced.
 
     `after` is called by a thread each time it has become free.
     """

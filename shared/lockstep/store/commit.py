@@ -15,7 +15,7 @@ from sqlalchemy import bindparam
 
 from lockstep.core.lifecycle import FINISHED, SETTLED
 from lockstep.errors import StateError
-from lockstep.records import AlreadyCommitted, CommitOutcome, Committed, Refused, RunUpdate, Superseded, Transition
+from lockstep.records import AlreadyCommitted, CommitOutcome, Committed, Refused, Superseded, Transition
 from lockstep.store import schema
 from lockstep.store.dialects import now_ms
 

@@ -16,7 +16,7 @@ BUSY_TIMEOUT_SECONDS = 30.0
 """How long a writer waits for the others on one SQLite file before StoreUnavailableError."""
 
 
-class now_ms(ColumnElement[int]):  # noqa: N801 - reads like the SQL function that it stands for
+class now_ms(ColumnElement[int]):
     """Milliseconds since 1970 by the database's clock."""
 
     type = sa.BigInteger()
@@ -55,7 +55,7 @@ def _set_up_sqlite(connection: sqlite3.Connection, _: Any) -> None:
 
 @contextmanager
 def writing(connection: sa.Connection) -> Iterator[None]:
-    """One writing transaction. IMMEDIATE: it takes its turn at the start, so none of its statements can find the file locked."""
+    """One writing transaction. IMMEDIATE: it waits for its turn at the start, so no later statement finds the file locked."""
     connection.exec_driver_sql("BEGIN IMMEDIATE")
     try:
         yield

@@ -19,7 +19,7 @@ leases = Table(
     Column("holder", NAME, nullable=False),
     Column("expires_at", BigInteger, nullable=False),
     Column("last_commit_id", BigInteger, nullable=False),
-    comment="The right to write: one row per coordinator incarnation, renewed by each of its transactions. No row, no right.",
+    comment="The right to write: one row per coordinator incarnation, renewed by its transactions. No row, no right.",
 )
 
 partitions = Table(
@@ -66,7 +66,7 @@ unfinished = Table(
     Column("graph_hash", IDENTIFIER, nullable=False),
     Column("pending", Integer, nullable=False),
     Index("unfinished_by_partition", "partition_id", "pending"),
-    comment="The runs that still need an owner: sweeps read this small table, so a million finished runs cost them nothing.",
+    comment="The runs that still need an owner: sweeps read this small table, however many runs have finished.",
 )
 
 steps = Table(
@@ -104,7 +104,7 @@ journal = Table(
     Column("payload", BYTES, nullable=False),
     Column("meta", BYTES, nullable=False),
     sqlite_with_rowid=False,
-    comment="What happened to each work item: its outcome once, its failures one by one. A work item's state is a fold over them.",
+    comment="What happened to each work item: its outcome once, its failures one by one.",
 )
 
 outbox = Table(
@@ -131,5 +131,5 @@ inbox = Table(
     Column("consumed", Integer, nullable=False),
     UniqueConstraint("command_id", name="one_command_per_id"),
     Index("inbox_by_run", "run_id", "consumed"),
-    comment="Requests to a run's owner. Consumed rows stay with their run, so that a command sent twice is carried out once.",
+    comment="Requests to a run's owner. Consumed rows stay, so that a command sent twice is carried out once.",
 )

@@ -82,7 +82,7 @@ class SqlStore:
             revision = current_revision(connection)
             if revision is not None and revision > HEAD:
                 raise ConfigurationError(
-                    f"the database {self.url} is at schema {revision}, newer than {HEAD} of this release; upgrade lockstep-graph",
+                    f"the database {self.url} has schema {revision}, newer than {HEAD} of this release; upgrade lockstep-graph",
                     option="store",
                 )
             upgrade(connection)

@@ -1,7 +1,7 @@
 """Column types that mean the same on every database.
 
-Names compare by their bytes: a collation that ignores case would make two runs one. Canonical bytes and hashes are BYTEA or BLOB:
-a JSON column would reorder keys.
+Names compare by their bytes: a collation that ignores case would make two runs one. Canonical bytes and hashes are BYTEA or
+BLOB: a JSON column would reorder keys.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def upgrade() -> None:
         sa.Column("consumed", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("number"),
         sa.UniqueConstraint("command_id", name="one_command_per_id"),
-        comment="Requests to a run's owner. Consumed rows stay with their run, so that a command sent twice is carried out once.",
+        comment="Requests to a run's owner. Consumed rows stay, so that a command sent twice is carried out once.",
     )
     op.create_index("inbox_by_run", "inbox", ["run_id", "consumed"], unique=False)
     op.create_table(
@@ -36,7 +36,7 @@ def upgrade() -> None:
         sa.Column("payload", BYTES, nullable=False),
         sa.Column("meta", BYTES, nullable=False),
         sa.PrimaryKeyConstraint("run_id", "path", "kind", "n"),
-        comment="What happened to each work item: its outcome once, its failures one by one. A work item's state is a fold over them.",
+        comment="What happened to each work item: its outcome once, its failures one by one.",
         sqlite_with_rowid=False,
     )
     op.create_table(
@@ -46,7 +46,7 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.BigInteger(), nullable=False),
         sa.Column("last_commit_id", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("lease_id"),
-        comment="The right to write: one row per coordinator incarnation, renewed by each of its transactions. No row, no right.",
+        comment="The right to write: one row per coordinator incarnation, renewed by its transactions. No row, no right.",
     )
     op.create_table(
         "outbox",
@@ -123,7 +123,7 @@ def upgrade() -> None:
         sa.Column("graph_hash", IDENTIFIER, nullable=False),
         sa.Column("pending", sa.Integer(), nullable=False),
         sa.PrimaryKeyConstraint("run_id"),
-        comment="The runs that still need an owner: sweeps read this small table, so a million finished runs cost them nothing.",
+        comment="The runs that still need an owner: sweeps read this small table, however many runs have finished.",
     )
     op.create_index("unfinished_by_partition", "unfinished", ["partition_id", "pending"], unique=False)
     # ### end Alembic commands ###
