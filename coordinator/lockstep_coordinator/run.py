@@ -21,7 +21,7 @@ from lockstep.core.state import State
 from lockstep.core.superstep import Step, advance, begin
 from lockstep.errors import LockstepError, RunCancelledError
 from lockstep.graph import CompiledGraph
-from lockstep.options import Options
+from lockstep.options import Options, decode_options, encode_options
 from lockstep.records import Command, Event, JournalRow, RunRow, RunUpdate, StepRow, Task, TaskResult, Transition
 from lockstep.wire import EmittedEvent, decode_outcome
 
@@ -190,6 +190,7 @@ class ActiveRun:
                 self.fail(RunCancelledError(f"run {self.run_id} was cancelled: {reason}", run_id=self.run_id, reason=reason))
             case "retry" if self.row.status is RunStatus.FAILED:
                 self._revived = True
+                self.options = self.options.overridden(decode_options(json.loads(command.payload)))
             case _:
                 pass
 
@@ -207,7 +208,7 @@ class ActiveRun:
         try:
             step = None if error else self._step()
         except LockstepError as raised:
-            self.cause = self.cause or raised.__cause__ or raised
+            self.cause = self.cause or raised.__cause__
             error, step = raised, None
         if error is not None:
             status = RunStatus.CANCELLED if isinstance(error, RunCancelledError) else RunStatus.FAILED
@@ -272,6 +273,7 @@ class ActiveRun:
             step_id=self.row.step_id if step is None else step.step_id,
             state_hash=self.row.state_hash if step is None else step.state_hash,
             error=error,
+            options=self.row.options if retries is None else canonical_bytes(encode_options(self.options)),
             retries=self.row.retries if retries is None else retries,
         )
 
@@ -310,6 +312,7 @@ class ActiveRun:
             step_id=update.step_id,
             state_hash=update.state_hash,
             error=update.error,
+            options=update.options,
             retries=update.retries,
         )
         if step is not None:

@@ -23,6 +23,7 @@ from lockstep.errors import (
     WaitTimeoutError,
 )
 from lockstep.history import STEPS_PER_READ, StepRecord, read_history, read_state
+from lockstep.options import DEFAULTS, Options, encode_options
 from lockstep.ports import Reader
 from lockstep.records import Command, RunRow
 
@@ -225,9 +226,13 @@ class Run:
         """Ask the run's owner to end it; `result` then raises RunCancelledError. One that has ended stays as it is."""
         self._command("cancel", reason)
 
-    def retry(self) -> None:
-        """Ask the owner to go on with a failed run from its last commit; items that had a result keep it."""
-        self._command("retry", None)
+    def retry(self, options: Options | None = None) -> None:
+        """Ask the owner to go on with a failed run from its last commit; items that had a result keep it.
+
+        `options` override the run's from now on: another conflict_policy, more max_steps. Of a run that has not failed, nothing
+        is changed. Raises ConfigurationError for queue_depth, which is not a run's.
+        """
+        self._command("retry", encode_options(DEFAULTS.overridden(options)))
 
     def _command(self, kind: str, payload: Any) -> None:
         self._backend.send(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import itertools
+import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, overload
@@ -124,10 +125,10 @@ class Graph:
         """Add the decorated function as a node, under its own name or `name`; takes `add_node`'s options."""
 
         def add(function: F) -> F:
-            name = options.pop("name", None)
-            self.add_node(name or function, function if name else None, **options)
+            self.add_node(chosen or function, function if chosen else None, **options)
             return function
 
+        chosen = options.pop("name", None)
         return add if function is None else add(function)
 
     def add_node(
@@ -156,9 +157,9 @@ class Graph:
             )
         if name in self._nodes:
             raise ConfigurationError(f"node {name!r} is there already; give one of the two another name", option="node")
-        if timeout_seconds is not None and timeout_seconds <= 0:
+        if timeout_seconds is not None and not 0 < timeout_seconds < math.inf:
             raise ConfigurationError(
-                f"node {name!r}: timeout_seconds={timeout_seconds} must be above 0", option="timeout_seconds"
+                f"node {name!r}: timeout_seconds={timeout_seconds} must be above 0 and finite", option="timeout_seconds"
             )
         self._compiled = None
         self._nodes[name] = {
@@ -339,7 +340,12 @@ class Graph:
             ],
             "name": self.name,
             "nodes": [
-                [name, [[edge.target, edge.barrier] for edge in node.edges], list(node.routers), node.defer]
+                [
+                    name,
+                    [[edge.target, edge.barrier] for edge in node.edges],
+                    [[router.name, _label_record(router.labels)] for router in self._routers[name]],
+                    node.defer,
+                ]
                 for name, node in topology.nodes.items()
             ],
             "ordering": topology.ordering,
@@ -367,18 +373,14 @@ def _takes_context(function: NodeFunction, what: str) -> bool:
         signature = inspect.signature(function)
     except ValueError:
         return False  # A builtin that does not show its signature gets the state alone.
-    required = [
-        p
-        for p in signature.parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    named = "ctx" in signature.parameters
-    for arguments in ((None, None),) if len(required) == 2 or named else ((None,),):
-        try:
-            signature.bind(*arguments)
-        except TypeError:
-            break
-        return len(arguments) == 2
+    positional = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    takes_context = len(positional) > 1 and (positional[1].default is inspect.Parameter.empty or positional[1].name == "ctx")
+    try:
+        signature.bind(*[None] * (2 if takes_context else 1))
+    except TypeError:
+        pass
+    else:
+        return takes_context
     raise ConfigurationError(f"{what} must take (state) or (state, ctx), but it takes {signature}", option="node")
 
 
@@ -390,6 +392,10 @@ def _labels(router: NodeFunction, path_map: Mapping[Any, str] | Sequence[str] | 
     if typing.get_origin(returned) is Literal:
         return {name: name for name in typing.get_args(returned)}
     return None
+
+
+def _label_record(labels: dict[Any, str] | None) -> list[list[str]] | None:
+    return None if labels is None else sorted([repr(label), target] for label, target in labels.items())
 
 
 def _may_return_command(function: NodeFunction) -> bool:

@@ -19,6 +19,8 @@ def add_messages(current: Sequence[Message], update: Message | Sequence[Message]
     messages: dict[object, Message] = {}
     for message in current:
         messages[_key(message)] = message
+    if not isinstance(update, (Mapping, list, tuple)):
+        raise ValueError(f"a message is a dict, an update one or a list of them; got {type(update).__name__}")
     for message in [update] if isinstance(update, Mapping) else update:
         if not isinstance(message, Mapping):
             raise ValueError(f"a message is a dict with role and content, got {type(message).__name__}")

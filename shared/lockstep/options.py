@@ -8,12 +8,13 @@ from typing import Any
 
 import msgspec
 
+from lockstep.core.canonical import INT_MAX, INT_MIN
 from lockstep.core.policy import ConflictPolicy, RetryPolicy
 from lockstep.errors import ConfigurationError
 
 
 def _positive(seconds: float | None) -> bool:
-    return seconds is None or (seconds > 0 and not math.isnan(seconds))
+    return seconds is None or 0 < seconds < math.inf
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,10 +50,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         for option, rule, ok in (
             ("max_concurrent", "at least 1", self.max_concurrent is None or self.max_concurrent >= 1),
             ("queue_depth", "at least 1", self.queue_depth >= 1),
-            ("default_timeout_seconds", "above 0", _positive(self.default_timeout_seconds)),
-            ("max_steps", "at least 1", self.max_steps >= 1),
-            ("backpressure_timeout_seconds", "above 0", _positive(self.backpressure_timeout_seconds)),
-            ("deadline_seconds", "above 0", _positive(self.deadline_seconds)),
+            ("default_timeout_seconds", "above 0 and finite", _positive(self.default_timeout_seconds)),
+            ("max_steps", "from 1 to 2^63-1", 1 <= self.max_steps <= INT_MAX),
+            ("backpressure_timeout_seconds", "above 0 and finite", _positive(self.backpressure_timeout_seconds)),
+            ("deadline_seconds", "above 0 and finite", _positive(self.deadline_seconds)),
+            ("seed", "from -2^63 to 2^63-1", self.seed is None or INT_MIN <= self.seed <= INT_MAX),
             ("max_payload_bytes", "at least 1", self.max_payload_bytes >= 1),
             ("conflict_policy", "a ConflictPolicy", isinstance(self.conflict_policy, ConflictPolicy)),
         ):

@@ -116,6 +116,7 @@ class RunUpdate(msgspec.Struct, frozen=True, kw_only=True):
     step_id: int
     state_hash: bytes | None
     error: bytes | None
+    options: bytes
     retries: int
     revives: bool = False
 

@@ -88,7 +88,9 @@ def values_of(given: Any, what: str) -> dict[str, Any]:
 def name_of(function: Any) -> str:
     """The name by which a reducer is known in the graph hash."""
     known = PURE_REDUCERS.get(function) if isinstance(function, typing.Hashable) else None
-    return known or f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+    # A method of a builtin type, such as set.union, does not say its module.
+    module = getattr(function, "__module__", None) or "builtins"
+    return known or f"{module}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
 def _hints_of(state: type) -> dict[str, Any]:
@@ -121,7 +123,10 @@ def _field(name: str, hint: Any, defaults: Mapping[str, Any], merge: Reducer | N
     load, dump = _codec(name, annotation)
     initial = None
     if name in defaults:
-        initial = canonical_bytes(dump(defaults[name]) if dump else defaults[name], field=name)
+        try:
+            initial = canonical_bytes(dump(defaults[name]) if dump else defaults[name], field=name)
+        except (TypeError, ValueError, StateError) as error:
+            raise ConfigurationError(f"the default of field {name!r} cannot be stored: {error}", option=name) from error
     elif reducer is not None:
         initial = _zero(name, annotation, dump)
     return Field(
@@ -177,6 +182,10 @@ def _codec(name: str, annotation: Any) -> tuple[Convert | None, Convert | None]:
             f"UUID, Decimal, Enum, bytes, set or tuple",
             option=name,
         )
+    try:
+        msgspec.json.Decoder(annotation)
+    except TypeError as error:
+        raise ConfigurationError(f"field {name!r} cannot be stored: {error}", option=name) from error
 
     def load(value: Any) -> Any:
         return msgspec.convert(value, annotation, str_keys=True)

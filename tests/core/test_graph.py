@@ -583,6 +583,14 @@ class Ambiguous(TypedDict):
     when: datetime.datetime | uuid.UUID
 
 
+class Level(enum.Enum):
+    LOW = "low"
+
+
+class EnumLiteral(TypedDict):
+    mode: Literal[Level.LOW]
+
+
 @dataclasses.dataclass
 class WrongDefault:
     at: datetime.datetime = "soon"  # type: ignore[assignment]
@@ -601,6 +609,7 @@ class UnstorableDefault:
         (Sock, "connection", ["'connection'", "socket", "cannot be stored"]),
         (Callback, "on_done", ["'on_done'", "cannot be stored"]),
         (Ambiguous, "when", ["'when'"]),
+        (EnumLiteral, "mode", ["'mode'"]),
         (WrongDefault, "at", ["'at'"]),
         (UnstorableDefault, "limit", ["'limit'"]),
     ],
@@ -642,10 +651,6 @@ def test_a_function_is_known_by_module_and_name_and_a_callable_object_by_its_cla
     assert name_of(Methods()).endswith("Methods")
 
 
-class Level(enum.Enum):
-    LOW = "low"
-
-
 class Inner(TypedDict):
     x: int
 
@@ -661,7 +666,7 @@ class Plainness(TypedDict):
 
 
 class Codecs(TypedDict):
-    a: Literal["x"] | uuid.UUID
+    a: int | uuid.UUID
     b: list[Level]
     c: dict[int, str]
     d: tuple[int, ...]

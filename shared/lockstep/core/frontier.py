@@ -36,9 +36,10 @@ def next_frontier(topology: Topology, frontier: Frontier, step_id: int, finished
         routes = finished[item.path].routes
         triggered += _targets_of(topology, item.node_id, parent, routes, firing, step_id)
     following = _release(topology, Frontier(deferred=frontier.deferred, arrived=arrived), triggered, step_id)
-    if not following.items and arrived:
-        waiting = sorted({topology.barriers[index].target for index in arrived})
-        missing = sorted({m for index in arrived for m in set(topology.barriers[index].members) - arrived[index]})
+    starving = [index for index in arrived if topology.barriers[index].target != END]
+    if not following.items and starving:
+        waiting = sorted({topology.barriers[index].target for index in starving})
+        missing = sorted({m for index in starving for m in set(topology.barriers[index].members) - arrived[index]})
         raise NoProgressError(
             f"nothing is left to run, but {', '.join(waiting)} still waits for {', '.join(missing)} to finish; "
             f"route to the missing nodes, or use plain edges instead of add_edge([...], ...)",

@@ -1,10 +1,10 @@
 """The states of a run, and the moves between them. Whoever moves a run asks this table.
 
-pending ──> running ──> succeeded
-             │ │ │ └──> failed ──────> running (retry)
-             │ │ └────> cancelled
-             │ └──────> interrupted ─> running (answered)
-             └────────> paused ──────> running (resumed)
+pending     ─> running, succeeded, failed, cancelled
+running     ─> succeeded, failed, cancelled, interrupted, paused
+interrupted ─> running (answered), failed, cancelled
+paused      ─> running (resumed), failed, cancelled
+failed      ─> running (retried)
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from lockstep.core.canonical import canonical_bytes
 from lockstep.core.policy import ConflictPolicy
 from lockstep.core.records import Write
 from lockstep.core.state import State
@@ -119,9 +120,9 @@ def _settle(
     if len(last_of_each) == 1 or policy is ConflictPolicy.LAST_WRITER_WINS:
         return last_of_each[-1].value
     if policy is ConflictPolicy.MERGE and field.merge is not None:
-        joined = field.loaded(last_of_each[0].value)
+        joined = field.loaded(_copied(last_of_each[0].value))
         for write in last_of_each[1:]:
-            joined = _call(field, field.merge, joined, field.loaded(write.value))
+            joined = _call(field, field.merge, joined, field.loaded(_copied(write.value)))
         return field.dumped(joined)
     raise _conflict(
         field,
@@ -134,9 +135,9 @@ def _settle(
 def _reduce(field: Field, state: State, values: Sequence[Any]) -> Any:
     """Fold the reducer over the writes. Where there is no value yet, the first write is taken as it is."""
     assert field.reducer is not None
-    pending = list(values)
+    # A reducer of the user's may change its arguments, so it gets copies; a pure one needs none.
+    pending = list(values) if field.pure else [_copied(value) for value in values]
     if field.name in state.encoded:
-        # A reducer of the user's may change its first argument, so it gets a copy; a pure one needs none.
         current = state.values[field.name] if field.pure else json.loads(state.encoded[field.name])
     else:
         current = pending.pop(0)
@@ -144,6 +145,11 @@ def _reduce(field: Field, state: State, values: Sequence[Any]) -> Any:
     for value in pending:
         total = _call(field, field.reducer, total, field.loaded(value))
     return field.dumped(total)
+
+
+def _copied(value: Any) -> Any:
+    """A JSON value that shares nothing with the given one."""
+    return json.loads(canonical_bytes(value))
 
 
 def _call(field: Field, function: Reducer, current: Any, value: Any) -> Any:
@@ -168,7 +174,7 @@ def _fold_whole(schema: Schema, state: State, contributions: Sequence[Contributi
     total = schema.loaded(json.loads(state.to_bytes()))
     for _, writes in contributions:
         if writes:
-            delta = schema.loaded({schema.field(write.field).name: write.value for write in writes})
+            delta = schema.loaded({schema.field(write.field).name: _copied(write.value) for write in writes})
             total = _call(whole, schema.whole, total, delta)
             if not isinstance(total, dict):
                 raise ReducerError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from enum import StrEnum
 from typing import Any
 
@@ -45,9 +46,9 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for option, ok, rule in (
             ("max_attempts", self.max_attempts >= 1, "at least 1"),
-            ("initial_seconds", self.initial_seconds >= 0, "at least 0"),
-            ("factor", self.factor >= 1, "at least 1"),
-            ("max_seconds", self.max_seconds >= 0, "at least 0"),
+            ("initial_seconds", 0 <= self.initial_seconds < math.inf, "at least 0 and finite"),
+            ("factor", 1 <= self.factor < math.inf, "at least 1 and finite"),
+            ("max_seconds", 0 <= self.max_seconds < math.inf, "at least 0 and finite"),
             ("jitter", 0 <= self.jitter <= 1, "from 0 to 1"),
         ):
             if not ok:
@@ -61,6 +62,9 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
             return None
         if self.retry_on and not set(self.retry_on) & set(failure.kinds):
             return None
-        pause = min(self.max_seconds, self.initial_seconds * self.factor ** (attempt - 1))
+        try:
+            pause = min(self.max_seconds, self.initial_seconds * self.factor ** (attempt - 1))
+        except OverflowError:
+            pause = self.max_seconds
         digest = hashlib.sha256(b"jitter" + path + attempt.to_bytes(4, "big")).digest()
         return pause * (1 + self.jitter * int.from_bytes(digest[:8], "big") / 2**64)

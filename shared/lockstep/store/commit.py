@@ -82,7 +82,7 @@ class GroupCommit:
             .values(
                 version=t.runs.c.version + sa.literal_column("1"),
                 updated_at=now_ms(),
-                **{name: bindparam(name) for name in ("status", "step_id", "state_hash", "error", "retries")},
+                **{name: bindparam(name) for name in ("status", "step_id", "state_hash", "error", "options", "retries")},
             ),
             dialect,
         )

@@ -145,6 +145,7 @@ class MemoryStore:
                 step_id=update.step_id,
                 state_hash=update.state_hash,
                 error=update.error,
+                options=update.options,
                 retries=update.retries,
                 updated_at=now,
             )
