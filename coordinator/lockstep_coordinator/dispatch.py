@@ -48,11 +48,6 @@ class Dispatcher:
         """Hand out nothing more of the run."""
         self._waiting.pop(run.run_id, None)
 
-    def again(self, run: ActiveRun, item: WorkItem) -> None:
-        """Hand out an item once more, before those that wait in its queue."""
-        run.ready.setdefault(run.graph.nodes[item.node_id].queue, deque()).appendleft(item)
-        self.add(run)
-
     def dispatch(self) -> None:
         """Hand out what there is room for: one item of each run in turn, so that a large run can't starve a small one."""
         full: set[str] = set()

@@ -144,8 +144,8 @@ class Coordinator:
 
     def _try_again(self, run_id: str, item: WorkItem) -> None:
         run = self._runs.get(run_id)
-        if run is not None:
-            self._dispatcher.again(run, item)
+        if run is not None and run.end_pause(item):
+            self._dispatcher.add(run)
 
     def _take_arrivals(self) -> None:
         while True:
@@ -208,7 +208,7 @@ class Coordinator:
                     case Committed():
                         self._accept(run, transition, step)
                     case AlreadyCommitted() | Superseded():
-                        self._forget(run)
+                        self._adopt_stored(run)
                     case Refused(error):
                         run.fail(error)
                         self._moved[run.run_id] = run
@@ -226,6 +226,19 @@ class Coordinator:
             self._dispatcher.add(run)
         if transition.update is not None:
             self._observer.moved(run)
+
+    def _adopt_stored(self, run: ActiveRun) -> None:
+        """Somebody else moved the run: drop what is in memory, and go on from what is stored if the run is still ours."""
+        self._forget(run)
+        run_id = run.run_id
+
+        def reload() -> None:
+            rows = self._store.find_runs(run_ids=[run_id])
+            if rows and run_id not in self._runs and rows[0].partition_id == self._lease_id and rows[0].status not in FINISHED:
+                self._load(rows[0])
+
+        # Not at once: should the reason last, this must not become a busy loop.
+        self._set_timer(SWEEP_SECONDS, reload)
 
     def _forget(self, run: ActiveRun) -> None:
         """Drop a run from memory: it has ended, or somebody else moves it now and the store has the truth."""

@@ -64,6 +64,7 @@ class ActiveRun:
         self._events: dict[bytes, list[EmittedEvent]] = {}
         self._failures: dict[bytes, int] = {}
         self._budget_used: dict[bytes, int] = {}
+        self._pausing: set[bytes] = set()
         self._dead: dict[bytes, LockstepError] = {}
         self._fatal: LockstepError | None = None
         self._journal: list[JournalRow] = []
@@ -135,6 +136,7 @@ class ActiveRun:
             return Verdict.DROPPED
         if result.outcome is not None:
             self.in_flight.pop(result.path, None)
+            self._pausing.discard(result.path)
             self._dead.pop(result.path, None)
             self._outcomes[result.path], self._events[result.path] = decode_outcome(result.outcome)
             self._note(item, "done", 0, result.outcome, result)
@@ -151,10 +153,19 @@ class ActiveRun:
         policy = self.graph.nodes[item.node_id].retry or self.options.retry or ONCE
         pause_seconds = policy.pause_seconds(failure, used, item.path)
         if pause_seconds is not None:
+            self._pausing.add(item.path)
             return Retry(item, pause_seconds)
         self._dead[item.path] = LockstepError.from_record(failure.error)
         self.cause = self.cause or result.cause
         return Verdict.TAKEN
+
+    def end_pause(self, item: WorkItem) -> bool:
+        """Make an item ready that waited for its next attempt, before the others of its queue; False: it does not wait here."""
+        if item.path not in self._pausing:
+            return False
+        self._pausing.remove(item.path)
+        self.ready.setdefault(self.graph.nodes[item.node_id].queue, deque()).appendleft(item)
+        return True
 
     def _note(self, item: WorkItem, kind: str, n: int, payload: bytes, result: TaskResult) -> None:
         meta = {

@@ -76,9 +76,10 @@ class Backend(Protocol):
 class Run:
     """A run: ask it, wait for it, follow it. Each method has a twin for asyncio, with an `a` before its name."""
 
-    def __init__(self, run_id: str, backend: Backend) -> None:
+    def __init__(self, run_id: str, backend: Backend, owner: object = None) -> None:
         self.run_id = run_id
         self._backend = backend
+        self._owner = owner  # An engine lives as long as it, or a run of it, is used.
 
     def __repr__(self) -> str:
         return f"Run({self.run_id!r})"

@@ -1,4 +1,4 @@
-"""`Engine`: coordinator, broker and worker in one process. The same loop and executor as the distributed ones."""
+"""`Engine`: submit runs and wait for them, with nothing but this process and a database."""
 
 from __future__ import annotations
 
@@ -6,41 +6,27 @@ import re
 import threading
 import uuid
 import weakref
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
-from lockstep.broker.inprocess import InProcessBroker
 from lockstep.client import Run, StreamEvent, StreamMode
 from lockstep.core.canonical import canonical_bytes
-from lockstep.core.lifecycle import FINISHED, SETTLED, RunStatus
-from lockstep.core.merge import Schema
+from lockstep.core.lifecycle import FINISHED, RunStatus
 from lockstep.core.ordering import shard_of
+from lockstep.embedded import Embedded
 from lockstep.errors import (
     ConfigurationError,
-    LockstepError,
     RunExistsError,
     RunNotFoundError,
     StateError,
-    StoreUnavailableError,
     UnknownGraphError,
 )
 from lockstep.graph import CompiledGraph, Graph
 from lockstep.options import Options, With, combine, encode_options
-from lockstep.ports import Reader, Store
-from lockstep.records import Command, NewRun, RunRow
+from lockstep.records import NewRun
 from lockstep.schema import values_of
-from lockstep.store import open_store
-from lockstep_coordinator.lease import LeaseKeeper
-from lockstep_coordinator.loop import Coordinator
-from lockstep_coordinator.run import ActiveRun
-from lockstep_worker.executor import Executor
 
 RUN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-DRAIN_SECONDS = 5.0
-"""How long `close` waits for nodes that are running; what they return later is lost, and they run again after `recover`."""
-CAUSES_KEPT = 1000
-"""Exceptions of failed runs that are kept for `result()`; older ones are raised without their cause."""
 
 
 class Engine:
@@ -68,7 +54,7 @@ class Engine:
         self._options = combine(options, settings)
         self._url = store
         self._lock = threading.Lock()
-        self._parts: Parts | None = None
+        self._parts: Embedded | None = None
         self._closed = False
 
     def __enter__(self) -> Engine:
@@ -78,14 +64,14 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _running(self) -> Parts:
+    def _running(self) -> Embedded:
         with self._lock:
             if self._closed:
                 raise ConfigurationError("this engine is closed; make a new one", option="engine")
             if self._parts is None:
-                self._parts = Parts(self._url, self._by_hash, self._options)
-                # Also at the end of the process, where `with` was not used. It must not hold the engine itself.
-                weakref.finalize(self, self._parts.close)
+                self._parts = Embedded(self._url, self._by_hash, self._options)
+                # For an engine that nobody closes: when it is no longer used, or when the process ends, which must not wait.
+                weakref.finalize(self, self._parts.close, drain_seconds=0.0)
             return self._parts
 
     def close(self) -> None:
@@ -137,7 +123,7 @@ class Engine:
                 )
             if submitted.row.status not in FINISHED:
                 parts.coordinator.adopt([run_id])
-        return Run(run_id, parts)
+        return Run(run_id, parts, owner=self)
 
     def invoke(
         self,
@@ -177,14 +163,14 @@ class Engine:
         parts = self._running()
         if not parts.store.find_runs(run_ids=[run_id]):
             raise RunNotFoundError(f"no run {run_id!r} in {self._url}", run_id=run_id)
-        return Run(run_id, parts)
+        return Run(run_id, parts, owner=self)
 
     def runs(self, *, status: RunStatus | str | None = None, graph: str | None = None) -> Iterator[Run]:
         """All runs with this status and graph, ascending by run_id; read in pages as they are asked for."""
         parts, after = self._running(), None
         wanted = RunStatus(status) if status is not None else None
         while rows := parts.store.find_runs(status=wanted, graph=graph, after=after):
-            yield from (Run(row.run_id, parts) for row in rows)
+            yield from (Run(row.run_id, parts, owner=self) for row in rows)
             after = rows[-1].run_id
 
     def recover(self) -> list[Run]:
@@ -194,7 +180,7 @@ class Engine:
         journalled its result runs again.
         """
         parts = self._running()
-        return [Run(run_id, parts) for run_id in parts.coordinator.adopt()]
+        return [Run(run_id, parts, owner=self) for run_id in parts.coordinator.adopt()]
 
     def delete(self, run_id: str) -> bool:
         """Remove a finished run and all that belongs to it; False: it is not there or not finished."""
@@ -209,107 +195,6 @@ class Engine:
                 f"no graph {name!r}; this engine holds {', '.join(known)}: name one with graph=...", graph=name, known=known
             )
         return self._by_name[name]
-
-
-class Parts:
-    """The running parts of an engine; also what its Runs read from and wait on."""
-
-    def __init__(self, url: str, graphs: dict[str, CompiledGraph], options: Options) -> None:
-        self._graphs = graphs
-        self._subscribers: dict[str, list[tuple[Callable[[], None], bool]]] = {}
-        self._causes: OrderedDict[str, BaseException] = OrderedDict()
-        self._lock = threading.Lock()
-        self._error: Exception | None = None
-        self._closed = False
-        self.store: Store = open_store(url)
-        self._lease = LeaseKeeper(self.store, on_loss=self._lose_lease)
-        self.lease_id = self._lease.lease_id
-        broker = InProcessBroker(options.queue_depth)
-        self.executor = Executor(graphs, options.slots, "embedded", broker.take, broker.deliver)
-        broker.connect(self.executor.pump)
-        self.coordinator = Coordinator(self.store, broker, self.lease_id, graphs, observer=self)
-        self._thread = threading.Thread(target=self.coordinator.run, name="lockstep-coordinator", daemon=True)
-        self._thread.start()
-
-    @property
-    def reader(self) -> Reader:
-        return self.store
-
-    def subscribe(self, run_id: str, wake: Callable[[], None], *, each_step: bool) -> Callable[[], None]:
-        subscriber = (wake, each_step)
-        with self._lock:
-            self._subscribers.setdefault(run_id, []).append(subscriber)
-
-        def unsubscribe() -> None:
-            with self._lock:
-                subscribers = self._subscribers[run_id]
-                subscribers.remove(subscriber)
-                if not subscribers:
-                    del self._subscribers[run_id]
-
-        return unsubscribe
-
-    def moved(self, run: ActiveRun) -> None:
-        settled = run.row.status in SETTLED
-        with self._lock:
-            if run.cause is not None and settled:
-                self._causes[run.run_id] = run.cause
-                if len(self._causes) > CAUSES_KEPT:
-                    self._causes.popitem(last=False)
-            wakes = [wake for wake, each_step in self._subscribers.get(run.run_id, ()) if settled or each_step]
-        for wake in wakes:
-            wake()
-
-    def stopped(self, error: Exception | None) -> None:
-        with self._lock:
-            self._error = error or self._error
-            wakes = [wake for subscribers in self._subscribers.values() for wake, _ in subscribers]
-        for wake in wakes:
-            wake()
-
-    def _lose_lease(self) -> None:
-        with self._lock:
-            self._error = StoreUnavailableError(
-                "this engine lost its lease, most likely because the process was suspended; make a new one and recover()"
-            )
-        self.coordinator.stop()
-
-    def check(self) -> None:
-        if isinstance(self._error, LockstepError):
-            raise self._error
-        if self._error is not None:
-            raise StoreUnavailableError(f"the engine stopped: {self._error!r}; make a new one and recover()") from self._error
-        if self._closed:
-            raise ConfigurationError("this engine is closed; the run goes on when another recovers it", option="engine")
-
-    def send(self, command: Command) -> None:
-        self.coordinator.adopt([command.run_id])
-        self.store.send(command)
-        self.coordinator.wake_for_commands()
-
-    def schema_of(self, row: RunRow) -> Schema | None:
-        graph = self._graphs.get(row.graph_hash)
-        return graph.program.schema if graph is not None else None
-
-    def cause_of(self, run_id: str) -> BaseException | None:
-        with self._lock:
-            return self._causes.get(run_id)
-
-    def close(self) -> None:
-        """Stop everything, in the order in which nothing is lost. Idempotent."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        self.coordinator.stop()
-        self._thread.join()
-        try:
-            if self._error is None:
-                self.coordinator.drain(DRAIN_SECONDS)
-        finally:
-            self.executor.close()
-            self._lease.close()
-            self.store.close()
 
 
 def _checked(run_id: str) -> str:

@@ -3,7 +3,10 @@ unreachable."""
 
 from __future__ import annotations
 
+import sys
+
 import click
+import structlog
 
 from lockstep.cli.errors import reports_errors
 from lockstep.cli.inspect import runs, show
@@ -15,6 +18,8 @@ from lockstep.cli.run import resume, retry, run
 @click.version_option(package_name="lockstep-graph", prog_name="lockstep")
 def main() -> None:
     """Run graph workflows that give the same bytes every time."""
+    # stdout is for results: what nodes log goes beside it.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 for command in (run, resume, retry, runs, show, migrate):

@@ -1,0 +1,130 @@
+"""Coordinator, broker and worker in one process: the same loop and executor as the distributed ones."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+from lockstep.broker.inprocess import InProcessBroker
+from lockstep.core.lifecycle import SETTLED
+from lockstep.core.merge import Schema
+from lockstep.errors import ConfigurationError, LockstepError, StoreUnavailableError
+from lockstep.graph import CompiledGraph
+from lockstep.options import Options
+from lockstep.ports import Reader, Store
+from lockstep.records import Command, RunRow
+from lockstep.store import open_store
+from lockstep_coordinator.lease import LeaseKeeper
+from lockstep_coordinator.loop import Coordinator
+from lockstep_coordinator.run import ActiveRun
+from lockstep_worker.executor import Executor
+
+DRAIN_SECONDS = 5.0
+"""How long `close` waits for nodes that are running; what they return later is lost, and they run again after `recover`."""
+
+CAUSES_KEPT = 1000
+"""Exceptions of failed runs that are kept for `result()`; older ones are raised without their cause."""
+
+
+class Embedded:
+    """The running parts of an engine. Also the `Backend` of its Runs, and the `Observer` of its coordinator."""
+
+    def __init__(self, url: str, graphs: dict[str, CompiledGraph], options: Options) -> None:
+        self._graphs = graphs
+        self._subscribers: dict[str, list[tuple[Callable[[], None], bool]]] = {}
+        self._causes: OrderedDict[str, BaseException] = OrderedDict()
+        self._lock = threading.Lock()
+        self._error: Exception | None = None
+        self._closed = False
+        self.store: Store = open_store(url)
+        self._lease = LeaseKeeper(self.store, on_loss=self._lose_lease)
+        self.lease_id = self._lease.lease_id
+        broker = InProcessBroker(options.queue_depth)
+        self.executor = Executor(graphs, options.slots, "embedded", broker.take, broker.deliver)
+        broker.connect(self.executor.pump)
+        self.coordinator = Coordinator(self.store, broker, self.lease_id, graphs, observer=self)
+        self._thread = threading.Thread(target=self.coordinator.run, name="lockstep-coordinator", daemon=True)
+        self._thread.start()
+
+    @property
+    def reader(self) -> Reader:
+        return self.store
+
+    def subscribe(self, run_id: str, wake: Callable[[], None], *, each_step: bool) -> Callable[[], None]:
+        subscriber = (wake, each_step)
+        with self._lock:
+            self._subscribers.setdefault(run_id, []).append(subscriber)
+
+        def unsubscribe() -> None:
+            with self._lock:
+                subscribers = self._subscribers[run_id]
+                subscribers.remove(subscriber)
+                if not subscribers:
+                    del self._subscribers[run_id]
+
+        return unsubscribe
+
+    def moved(self, run: ActiveRun) -> None:
+        settled = run.row.status in SETTLED
+        with self._lock:
+            if run.cause is not None and settled:
+                self._causes[run.run_id] = run.cause
+                if len(self._causes) > CAUSES_KEPT:
+                    self._causes.popitem(last=False)
+            wakes = [wake for wake, each_step in self._subscribers.get(run.run_id, ()) if settled or each_step]
+        for wake in wakes:
+            wake()
+
+    def stopped(self, error: Exception | None) -> None:
+        with self._lock:
+            self._error = error or self._error
+            wakes = [wake for subscribers in self._subscribers.values() for wake, _ in subscribers]
+        for wake in wakes:
+            wake()
+
+    def _lose_lease(self) -> None:
+        with self._lock:
+            self._error = StoreUnavailableError(
+                "this engine lost its lease, most likely because the process was suspended; make a new one and recover()"
+            )
+        self.coordinator.stop()
+
+    def check(self) -> None:
+        if isinstance(self._error, LockstepError):
+            raise self._error
+        if self._error is not None:
+            raise StoreUnavailableError(f"the engine stopped: {self._error!r}; make a new one and recover()") from self._error
+        if self._closed:
+            raise ConfigurationError("this engine is closed; the run goes on when another recovers it", option="engine")
+
+    def send(self, command: Command) -> None:
+        self.coordinator.adopt([command.run_id])
+        self.store.send(command)
+        self.coordinator.wake_for_commands()
+
+    def schema_of(self, row: RunRow) -> Schema | None:
+        graph = self._graphs.get(row.graph_hash)
+        return graph.program.schema if graph is not None else None
+
+    def cause_of(self, run_id: str) -> BaseException | None:
+        with self._lock:
+            return self._causes.get(run_id)
+
+    def close(self, drain_seconds: float = DRAIN_SECONDS) -> None:
+        """Stop everything, in the order in which nothing is lost. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self.coordinator.stop()
+        # The garbage collector may close an engine from any thread, this one included.
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        try:
+            if self._error is None:
+                self.coordinator.drain(drain_seconds)
+        finally:
+            self.executor.close()
+            self._lease.close()
+            self.store.close()
