@@ -1,4 +1,4 @@
-"""What is measured: which contenders run which shape, and what each of them promises. A new one is a new entry."""
+"""What is measured. Another shape, peer or store is another entry here, and perhaps a module in `contenders`."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,69 +6,46 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to run a shape. `module` is one of `tests.bench.contenders`, which reads `settings`."""
+    """A way to run a shape: a module of `contenders` with its settings. `at_risk` is what may be lost, and by what."""
 
     name: str
     module: str
     settings: dict[str, Any]
-    promise: str
-    is_peer: bool = False
+    at_risk: str
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One table: contenders on one shape. All are compared with the one named by `baseline`."""
+    """One table: contenders that run the same shape. The first is what the others are compared with."""
 
     title: str
     shape: str
-    steps: int
-    baseline: str
-    contenders: list[Contender] = field(default_factory=list)
+    contenders: list[Contender]
+    parameters: dict[str, int] = field(default_factory=lambda: {"steps": 50})
 
 
-PEERS = ["langgraph", "langgraph-checkpoint-sqlite"]
-"""What the peers' own environment holds."""
+NOTHING = "nothing"
+POWER_CUT = "in a power cut, the latest steps of runs under way"
+DEATH = "when the process dies, the latest steps of runs under way"
+ALL = "everything, when the process ends"
 
 CATALOGUE = [
     Benchmark(
-        title="A chain of 50 steps, one run at a time, stored in SQLite",
-        shape="chain",
-        steps=50,
-        baseline='LangGraph, SqliteSaver, durability="sync"',
-        contenders=[
-            Contender("Lockstep, SQLite", "lockstep", {"store": "sqlite"}, "steps of a run that nobody has an answer of"),
-            Contender(
-                "Lockstep, SQLite, every commit waits for the disk",
-                "lockstep",
-                {"store": "sqlite", "every_commit_waits": True},
-                "nothing",
-            ),
-            Contender(
-                'LangGraph, SqliteSaver, durability="sync"',
-                "langgraph",
-                {"saver": "sqlite", "durability": "sync"},
-                "nothing",
-                is_peer=True,
-            ),
-            Contender(
-                'LangGraph, SqliteSaver, durability="async"',
-                "langgraph",
-                {"saver": "sqlite", "durability": "async"},
-                "the step under way and the one before",
-                is_peer=True,
-            ),
+        "A chain of 50 steps in SQLite, one run at a time",
+        "chain",
+        [
+            Contender("LangGraph, SqliteSaver, sync", "langgraph", {"saver": "sqlite", "durability": "sync"}, NOTHING),
+            Contender("LangGraph, SqliteSaver, async", "langgraph", {"saver": "sqlite", "durability": "async"}, DEATH),
+            Contender("Lockstep, every commit waits for the disk", "lockstep", {"store": "sqlite", "wait": True}, NOTHING),
+            Contender("Lockstep", "lockstep", {"store": "sqlite"}, POWER_CUT),
         ],
     ),
     Benchmark(
-        title="The same chain, kept in memory",
-        shape="chain",
-        steps=50,
-        baseline="LangGraph, InMemorySaver",
-        contenders=[
-            Contender("Lockstep, memory", "lockstep", {"store": "memory"}, "everything"),
-            Contender(
-                "LangGraph, InMemorySaver", "langgraph", {"saver": "memory", "durability": "async"}, "everything", is_peer=True
-            ),
+        "The same chain in memory",
+        "chain",
+        [
+            Contender("LangGraph, InMemorySaver", "langgraph", {"saver": "memory", "durability": "async"}, ALL),
+            Contender("Lockstep", "lockstep", {"store": "memory"}, ALL),
         ],
     ),
 ]

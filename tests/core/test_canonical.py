@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockstep.core.canonical import INT_MAX, INT_MIN, canonical_bytes
+from lockstep.core.canonical import INT_MAX, INT_MIN, MAX_DEPTH, canonical_bytes
+from lockstep.core.records import Finished, Route, Write
 from lockstep.errors import StateError
+from lockstep.wire import decode_outcome, encode_outcome
 
 SCALARS = (
     st.none()
@@ -145,6 +147,24 @@ def is_accepted(value: Any) -> bool:
     except StateError:
         return False
     return True
+
+
+@pytest.mark.parametrize("kind", WRAPS)
+def test_the_bound_on_nesting_is_exact(kind: str) -> None:
+    # given as many levels as are allowed, and one more
+    assert is_accepted(nested(WRAPS[kind], 1, MAX_DEPTH))
+    refused = nested(WRAPS[kind], [] if kind == "list" else {}, MAX_DEPTH)
+    # then the one too many is refused, even where it is empty
+    assert f"more than {MAX_DEPTH} levels" in str(refusal_of(refused))
+
+
+def test_the_deepest_value_of_a_field_fits_the_envelopes_it_travels_in() -> None:
+    # given a value as deep as a field accepts, written by a node and sent on to another
+    value = nested(WRAPS["list"], 1, MAX_DEPTH)
+    writes, route = (Write("notes", value),), Route("next", canonical_bytes(value))
+    # then it comes through the outcome in which it is journalled
+    finished, _ = decode_outcome(encode_outcome(writes, (route,), ()))
+    assert finished == Finished(writes, (route,))
 
 
 def deepest_accepted(wrap: Callable[[Any], Any]) -> int:

@@ -346,6 +346,14 @@ def test_sends_to_a_deferred_node_wait_as_items_of_their_own() -> None:
     assert [item.payload for item in step(graph, two, 2).items] == [b"1", None, b"1"]
 
 
+def test_a_waiting_send_does_not_stand_for_a_later_plain_trigger() -> None:
+    # given a Send to d (deferred) in step 1, and a plain route to d in step 2
+    graph = topology({START: ["a"], "a": ["b"], "b": ["d"], "d": []}, defer=["d"])
+    three = step(graph, step(graph, first_frontier(graph), 1, a=[send("d", 1)]), 2)
+    # then d runs on the payload and on the state
+    assert [item.payload for item in three.items] == [b"1", None]
+
+
 def test_a_released_node_may_be_deferred_again() -> None:
     # given d (deferred) that goes back to a, which asks for d
     graph = topology({START: ["a"], "a": ["d"], "d": []}, defer=["d"])

@@ -628,10 +628,11 @@ class Spelled(TypedDict):
     c: NotRequired[Annotated[dict[str, int], "only a note"]]
     d: Annotated[set[str], set.union]
     e: Annotated[str, add_messages]
+    f: Annotated[int, max, min]
 
 
 def test_a_reducer_is_found_however_the_annotation_is_spelled() -> None:
-    # given reducers inside Required, around NotRequired, beside notes, and as a method of a builtin type
+    # given reducers inside Required, around NotRequired, beside notes, as a method of a builtin type, and after another: the last
     fields = schema_of(Spelled, None, {}).fields
     assert {name: field.reducer for name, field in fields.items()} == {
         "a": operator.add,
@@ -639,6 +640,7 @@ def test_a_reducer_is_found_however_the_annotation_is_spelled() -> None:
         "c": None,
         "d": set.union,
         "e": add_messages,
+        "f": min,
     }
     # then those known to be pure have their public names
     assert [fields[name].reducer_name for name in "abce"] == ["operator.add", "max", "", "lockstep.add_messages"]

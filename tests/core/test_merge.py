@@ -300,6 +300,23 @@ def test_a_reducer_that_returns_no_json_is_a_state_error_of_its_field(result: An
     assert caught.value.field == "notes"
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        plain("notes"),
+        plain(notes=concatenated),
+        Schema({"notes": Field(name="notes", merge=concatenated)}),
+        Schema({"notes": Field(name="notes")}, lambda state, delta: delta, "replacing"),
+    ],
+    ids=["plain", "reducer", "merge", "whole"],
+)
+def test_a_write_that_is_no_json_is_a_state_error_of_its_field(schema: Schema) -> None:
+    policy = MERGE if schema.fields["notes"].merge else LAST
+    with pytest.raises(StateError) as caught:
+        folded(schema, {}, writes("a", {"notes": [1]}), writes("b", {"notes": [{1}]}), policy=policy)
+    assert caught.value.field == "notes"
+
+
 def greedy(current: Any, update: Any) -> Any:
     """A reducer as it should not be: it changes both of its arguments."""
     current.extend(update)

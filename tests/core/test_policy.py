@@ -76,6 +76,8 @@ def test_an_attempt_far_beyond_the_bound_still_has_a_pause() -> None:
     # given a policy of very many attempts, whose power would pass the largest float
     policy = RetryPolicy(max_attempts=100_000, jitter=0)
     assert policy.pause_seconds(FAILURE, 5_000, PATH) == policy.max_seconds
+    # and a policy of no pauses has none there either
+    assert RetryPolicy(max_attempts=100_000, initial_seconds=0).pause_seconds(FAILURE, 5_000, PATH) == 0
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,18 @@ def test_applying_the_difference_gives_the_new_state_byte_for_byte(old: dict[str
     assert result.hash() == expected.hash()
 
 
+@given(STATES, STATES)
+@example({"n": 1}, {"n": 1.0})
+@example({"n": True}, {"n": 1})
+@example({"n": 0.0}, {"n": -0.0})
+def test_a_changed_state_is_the_state_made_anew(old: dict[str, Any], changes: dict[str, Any]) -> None:
+    # given any state and any changes, then encoding only what changed gives what encoding everything gives
+    before, after = State.of(old), State.of(old).changed(changes)
+    assert after.to_bytes() == canonical_bytes({**old, **changes})
+    assert after.digests == State.of({**old, **changes}).digests
+    assert apply_patches(before.to_bytes(), [diff(before, after)]).to_bytes() == after.to_bytes()
+
+
 @st.composite
 def grown(draw: st.DrawFn, values: dict[str, Any]) -> dict[str, Any]:
     """A state like this one after a step: fields changed a little, appended to, deleted or replaced."""

@@ -92,14 +92,14 @@ def test_a_graph_without_anything_to_run_is_done_at_step_0() -> None:
 
 
 def test_a_step_commits_the_fold_the_patch_the_frontier_and_the_key() -> None:
-    # given a fan-out of two
-    graph = program({START: ["a", "b"], "a": ["c"], "b": [], "c": []})
+    # given a fan-out of two, declared against the alphabet
+    graph = program({START: ["b", "a"], "a": [], "b": ["c"], "c": []})
     zero = begin(graph, ConflictPolicy.FAIL, "run-1", [])
-    a, b = (item.path for item in zero.frontier.items)
-    # when both have finished
-    one = next_step(graph, zero, {b: Finished((Write("log", ["b"]),)), a: Finished((Write("log", ["a"]), Write("last", 1)))})
+    b, a = (item.path for item in zero.frontier.items)
+    # when both have finished, a first
+    one = next_step(graph, zero, {a: Finished((Write("log", ["a"]), Write("last", 1))), b: Finished((Write("log", ["b"]),))})
     # then the deltas are folded in order_key order, and the commit is of this step, these items and this state
-    assert one.state.to_bytes() == b'{"last":1,"log":["a","b"],"tries":3}'
+    assert one.state.to_bytes() == b'{"last":1,"log":["b","a"],"tries":3}'
     assert apply_patches(zero.state.to_bytes(), [one.patch]).to_bytes() == one.state.to_bytes()
     assert one.idempotency_key == idempotency_key_of("run-1", 1, [a, b], one.state.hash())
     assert [(item.node_id, item.scheduled_step) for item in one.frontier.items] == [("c", 1)]
@@ -170,6 +170,12 @@ def test_the_order_of_arrival_plays_no_part_in_the_commit(graph: Program, data: 
             assert here == there
             return
         assert committed(here) == committed(there)
+        # and the deltas are folded in ascending order_key
+        ordered = sorted(step.frontier.items, key=lambda item: (item.order_key, item.path))
+        written = [write for item in ordered for write in results[item.path].writes]
+        log = [value for write in written if write.field == "log" for value in write.value]
+        assert here.state.values["log"] == step.state.values["log"] + log
+        assert [write.value for write in written if write.field == "last"][-1:] in ([], [here.state.values.get("last")])
         # and a coordinator that takes over from what is stored goes on with the same frontier
         assert decode_frontier(here.encoded_frontier, here.step_id) == here.frontier
         # and every item has an order key and a path of its own

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from lockstep.errors import ConfigurationError
 from lockstep.ports import Store
 
 
 def open_store(url: str) -> Store:
-    """The store at `url`: memory://, or sqlite:///path; its schema is brought up to date first.
+    """The store at `url`: memory://, sqlite:///path, or postgresql+psycopg://...; its schema is brought up to date first.
 
     Raises ConfigurationError for a URL of another kind, StoreUnavailableError if the database does not answer or refuses.
     """
@@ -15,8 +14,6 @@ def open_store(url: str) -> Store:
         from lockstep.store.memory import MemoryStore
 
         return MemoryStore()
-    if url.startswith("sqlite:"):
-        from lockstep.store.sql import SqlStore
+    from lockstep.store.sql import SqlStore
 
-        return SqlStore(url)
-    raise ConfigurationError(f"no store answers to {url.split(':')[0]}:...; use memory:// or sqlite:///path", option="store")
+    return SqlStore(url)

@@ -42,9 +42,14 @@ def wall_clock_ms() -> int:
 class Lease:
     """The right to write, until `expires_at`."""
 
-    def __init__(self, holder: str, expires_at: int) -> None:
+    def __init__(self, holder: str, seconds: float) -> None:
         self.holder = holder
-        self.expires_at = expires_at
+        self.seconds = seconds
+        self.expires_at = 0
+
+    def prolong(self, now: int, seconds: float) -> None:
+        """Renew it; this never shortens it."""
+        self.expires_at = max(self.expires_at, now + int(seconds * 1000))
 
 
 class StoredRun:
@@ -68,18 +73,20 @@ class MemoryStore:
         self._runs: dict[str, StoredRun] = {}
         self._pending: set[str] = set()
         self._inbox: dict[str, Command] = {}
-        self._known_commands: set[str] = set()
+        self._known_commands: dict[str, str] = {}
+        self._known_keys: set[bytes] = set()
 
     def open_lease(self, lease_id: str, holder: str, seconds: float) -> None:
         with self._lock:
-            self._leases[lease_id] = Lease(holder, self._clock() + int(seconds * 1000))
+            lease = self._leases[lease_id] = Lease(holder, seconds)
+            lease.prolong(self._clock(), seconds)
 
     def renew_lease(self, lease_id: str, seconds: float) -> bool:
         with self._lock:
             lease = self._leases.get(lease_id)
             if lease is None:
                 return False
-            lease.expires_at = max(lease.expires_at, self._clock() + int(seconds * 1000))
+            lease.prolong(self._clock(), seconds)
             return True
 
     def close_lease(self, lease_id: str) -> None:
@@ -112,8 +119,10 @@ class MemoryStore:
 
     def commit(self, lease_id: str, commit_id: int, transitions: Sequence[Transition]) -> list[CommitOutcome]:
         with self._lock:
-            if lease_id not in self._leases:
+            lease = self._leases.get(lease_id)
+            if lease is None:
                 return [Superseded()] * len(transitions)
+            lease.prolong(self._clock(), lease.seconds)
             return [self._commit(transition) for transition in transitions]
 
     def _commit(self, transition: Transition) -> CommitOutcome:
@@ -123,8 +132,11 @@ class MemoryStore:
         known = any((row.kind, row.n) in run.journal.get(row.path, ()) for row in transition.journal)
         update, step = transition.update, transition.step
         stale = update is not None and update.expected_version != run.row.version
-        if stale or known or (step and step.step_id != len(run.steps)):
-            same = step and any(step.idempotency_key == other.idempotency_key for other in run.steps)
+        taken = step is not None and (step.step_id != len(run.steps) or step.idempotency_key in self._known_keys)
+        if stale or known or taken:
+            same = step and any(
+                (step.step_id, step.idempotency_key) == (other.step_id, other.idempotency_key) for other in run.steps
+            )
             return AlreadyCommitted() if same else Superseded()
         now = self._clock()
         for row in transition.journal:
@@ -134,6 +146,7 @@ class MemoryStore:
             self._inbox.pop(command_id, None)
         if step is not None:
             run.steps.append(msgspec.structs.replace(step, committed_at=now))
+            self._known_keys.add(step.idempotency_key)
             if transition.snapshot is not None:
                 run.snapshots[step.step_id] = transition.snapshot
         if update is not None:
@@ -160,9 +173,11 @@ class MemoryStore:
     ) -> list[str]:
         with self._lock:
             now = self._clock()
-            for other, lease in list(self._leases.items()):
-                if other != lease_id and (lease.expires_at < now or is_dead(lease.holder)):
-                    del self._leases[other]
+            self._leases = {
+                other: lease
+                for other, lease in self._leases.items()
+                if other == lease_id or not (lease.expires_at < now or is_dead(lease.holder))
+            }
             adopted = []
             for run_id, run in self._runs.items():
                 wanted = run.row.status not in FINISHED if run_ids is None else run_id in run_ids
@@ -176,7 +191,7 @@ class MemoryStore:
         with self._lock:
 
             def is_mine(run_id: str) -> bool:
-                return self._runs[run_id].row.partition_id == lease_id
+                return lease_id in self._leases and self._runs[run_id].row.partition_id == lease_id
 
             return Work(
                 [self._runs[run_id].row for run_id in sorted(self._pending) if is_mine(run_id)],
@@ -188,7 +203,7 @@ class MemoryStore:
             if command.run_id not in self._runs:
                 raise RunNotFoundError(f"no run {command.run_id!r}", run_id=command.run_id)
             if command.command_id not in self._known_commands:
-                self._known_commands.add(command.command_id)
+                self._known_commands[command.command_id] = command.run_id
                 self._inbox[command.command_id] = command
 
     def delete(self, run_id: str) -> bool:
@@ -197,6 +212,8 @@ class MemoryStore:
             if run is None or run.row.status not in FINISHED:
                 return False
             del self._runs[run_id]
+            self._known_keys -= {step.idempotency_key for step in run.steps}
+            self._known_commands = {key: of for key, of in self._known_commands.items() if of != run_id}
             self._inbox = {key: command for key, command in self._inbox.items() if command.run_id != run_id}
             return True
 
@@ -225,7 +242,7 @@ class MemoryStore:
     def steps(self, run_id: str, first: int, last: int) -> list[StepRow]:
         with self._lock:
             run = self._runs.get(run_id)
-            return run.steps[max(first, 0) : last + 1] if run else []
+            return run.steps[max(first, 0) : max(last + 1, 0)] if run else []
 
     def snapshot(self, run_id: str, step_id: int) -> tuple[bytes, list[bytes]]:
         with self._lock:
@@ -235,7 +252,7 @@ class MemoryStore:
             taken = sorted(run.snapshots)
             index = bisect.bisect_right(taken, step_id)
             base = taken[index - 1] if index else -1
-            return run.snapshots.get(base, b"{}"), [step.patch for step in run.steps[base + 1 : step_id + 1]]
+            return run.snapshots.get(base, b"{}"), [step.patch for step in run.steps[base + 1 : max(step_id + 1, 0)]]
 
     def journal(self, run_id: str, paths: Collection[bytes]) -> list[JournalRow]:
         with self._lock:

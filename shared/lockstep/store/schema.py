@@ -6,7 +6,9 @@ rows of a run are written by one transaction anyway.
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, UniqueConstraint
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, Table, UniqueConstraint, bindparam
 
 from lockstep.store.types import BYTES, HASH, IDENTIFIER, NAME, NUMBER, RUN_ID
 
@@ -133,3 +135,8 @@ inbox = Table(
     Index("inbox_by_run", "run_id", "consumed"),
     comment="Requests to a run's owner. Consumed rows stay, so that a command sent twice is carried out once.",
 )
+
+
+def bound(table: Table, **expressions: Any) -> dict[str, Any]:
+    """All columns of a table as parameters, but for those given as expressions."""
+    return {column.name: expressions.get(column.name, bindparam(column.name)) for column in table.columns}

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from lockstep.core.lifecycle import FINISHED, RunStatus
 from lockstep.errors import ConfigurationError, RunNotFoundError, StoreUnavailableError
@@ -27,8 +28,9 @@ from lockstep.records import (
     Work,
 )
 from lockstep.store import schema
-from lockstep.store.commit import GroupCommit, bound
-from lockstep.store.dialects import connect, now_ms, writing
+from lockstep.store.clock import now_ms, prolonged
+from lockstep.store.commit import GroupCommit
+from lockstep.store.database import open_database
 from lockstep.store.migrate import HEAD, current_revision, upgrade
 
 IN_LIST = 500
@@ -41,14 +43,9 @@ class SqlStore:
     """A `Store` in a SQL database."""
 
     def __init__(self, url: str) -> None:
-        try:
-            parsed = sa.make_url(url)
-        except ArgumentError as error:
-            raise ConfigurationError(f"the store URL {url!r} cannot be read: {error}", option="store") from None
-        if parsed.database in (None, "", ":memory:"):
-            raise ConfigurationError(f"{url} names no file; use sqlite:///path, or memory:// to keep nothing", option="store")
-        self.url = parsed.render_as_string(hide_password=True)
-        self._engine = connect(url)
+        self._database = open_database(url)
+        self._engine = self._database.engine
+        self.url = self._engine.url.render_as_string(hide_password=True)
         self._lease_seconds: dict[str, float] = {}
         self._commits: dict[str, GroupCommit] = {}
         self._commits_lock = threading.Lock()
@@ -61,10 +58,12 @@ class SqlStore:
                 yield connection
         except DBAPIError as error:
             raise self._unavailable(error.orig) from error
+        except PoolTimeoutError as error:
+            raise self._unavailable(error) from error
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
-        with self._reading() as connection, writing(connection):
+        with self._reading() as connection, self._database.writing(connection):
             yield connection
 
     def _unavailable(self, error: BaseException | None) -> StoreUnavailableError:
@@ -79,6 +78,7 @@ class SqlStore:
             if current_revision(connection) == HEAD:
                 return
         with self._writing() as connection:
+            self._database.lock_schema(connection)
             revision = current_revision(connection)
             if revision is not None and revision > HEAD:
                 raise ConfigurationError(
@@ -98,10 +98,10 @@ class SqlStore:
         self._lease_seconds[lease_id] = seconds
 
     def renew_lease(self, lease_id: str, seconds: float) -> bool:
-        expires_at = now_ms() + int(seconds * 1000)
+        until = prolonged(schema.leases.c.expires_at, int(seconds * 1000))
         with self._writing() as connection:
             renewed = connection.execute(
-                sa.update(schema.leases).where(schema.leases.c.lease_id == lease_id).values(expires_at=expires_at)
+                sa.update(schema.leases).where(schema.leases.c.lease_id == lease_id).values(expires_at=until)
             )
             return renewed.rowcount == 1
 
@@ -129,9 +129,9 @@ class SqlStore:
     def submit(self, runs: Sequence[NewRun]) -> list[Submitted]:
         with self._writing() as connection:
             known = {row.run_id for row in self._rows(connection, [run.run_id for run in runs])}
-            new = {run.run_id: run for run in runs if run.run_id not in known}
+            new = {run.run_id: run for run in reversed(runs) if run.run_id not in known}
             if new:
-                stamped = bound(schema.runs, created_at=now_ms(), updated_at=now_ms())
+                stamped = schema.bound(schema.runs, created_at=now_ms(), updated_at=now_ms())
                 connection.execute(sa.insert(schema.runs).values(stamped), [self._new_row(run) for run in new.values()])
                 connection.execute(sa.insert(schema.unfinished), [self._unfinished_row(run) for run in new.values()])
             rows = {row.run_id: row for row in self._rows(connection, [run.run_id for run in runs])}
@@ -160,14 +160,15 @@ class SqlStore:
         return {"run_id": run.run_id, "partition_id": run.partition_id, "graph_hash": run.graph_hash, "pending": 1}
 
     def commit(self, lease_id: str, commit_id: int, transitions: Sequence[Transition]) -> list[CommitOutcome]:
-        with self._commits_lock:
-            group = self._commits.get(lease_id)
-            if group is None:
-                group = self._commits[lease_id] = GroupCommit(self._engine, self._lease_seconds.get(lease_id, 0))
         try:
+            with self._commits_lock:
+                group = self._commits.get(lease_id)
+                if group is None:
+                    group = self._database.group_commit(self._lease_seconds.get(lease_id, 0))
+                self._commits[lease_id] = group
             return group.commit(lease_id, commit_id, transitions)
-        except self._engine.dialect.loaded_dbapi.Error as error:
-            raise self._unavailable(error) from error
+        except (DBAPIError, self._engine.dialect.loaded_dbapi.Error) as error:
+            raise self._unavailable(getattr(error, "orig", error)) from error
 
     def adopt(
         self,
@@ -208,7 +209,8 @@ class SqlStore:
 
     def poll(self, lease_id: str) -> Work:
         u, r, c, p = schema.unfinished.c, schema.runs.c, schema.inbox.c, schema.partitions.c
-        owned = sa.select(p.partition_id).where(p.lease_id == lease_id)
+        held = sa.select(schema.leases.c.lease_id).where(schema.leases.c.lease_id == lease_id)
+        owned = sa.select(p.partition_id).where(p.lease_id.in_(held))
         with self._reading() as connection:
             new = connection.execute(
                 sa.select(schema.runs)

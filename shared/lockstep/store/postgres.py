@@ -1,0 +1,184 @@
+"""PostgreSQL: how its connections are set up, and its group commit in one exchange.
+
+The commit sends whole columns as arrays and all statements in one pipeline, so a group of any size costs one round trip. No
+answer is read before the end; so each statement that depends on what it finds fails by itself, and the transaction with it,
+when it finds something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from operator import attrgetter
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+
+from lockstep.core.lifecycle import FINISHED
+from lockstep.records import Transition
+from lockstep.store import schema
+from lockstep.store.clock import now_ms
+from lockstep.store.commit import Conflict, Consumed, GroupCommit, Snapshot
+
+CONNECT_TIMEOUT_SECONDS = 5
+"""How long a new connection may take."""
+
+LOCK_TIMEOUT_MS = 5_000
+"""How long a statement waits for a lock, and how long a transaction may lie idle. Both are shorter than a lease: whoever hangs
+has given up before others take over."""
+
+SCHEMA_LOCK = 0x10C657E9
+"""The key of the advisory lock under which the schema is migrated: any number that others are unlikely to use."""
+
+# The type of each column in an array, by SQLAlchemy's name of it.
+_ARRAYS = {"BIGINT": "bigint[]", "INTEGER": "integer[]", "BYTEA": "bytea[]"}
+
+
+class PostgresDatabase:
+    """A PostgreSQL database. See `lockstep.store.database.Database`."""
+
+    def __init__(self, url: sa.URL) -> None:
+        options = f"-c lock_timeout={LOCK_TIMEOUT_MS} -c idle_in_transaction_session_timeout={LOCK_TIMEOUT_MS}"
+        self.engine = sa.create_engine(
+            url,
+            isolation_level="AUTOCOMMIT",
+            pool_pre_ping=True,
+            connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "options": options},
+        )
+
+    @contextmanager
+    def writing(self, connection: sa.Connection) -> Iterator[None]:
+        connection.exec_driver_sql("BEGIN")
+        try:
+            yield
+        except BaseException:
+            connection.exec_driver_sql("ROLLBACK")
+            raise
+        connection.exec_driver_sql("COMMIT")
+
+    def lock_schema(self, connection: sa.Connection) -> None:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({SCHEMA_LOCK})")
+
+    def group_commit(self, lease_seconds: float) -> GroupCommit:
+        return PostgresCommit(self.engine, lease_seconds)
+
+
+class PostgresCommit(GroupCommit):
+    """The group commit on PostgreSQL, over the driver's arrays and pipeline."""
+
+    integrity_error = psycopg.IntegrityError
+    operational_error = psycopg.OperationalError
+    error = psycopg.Error
+
+    def __init__(self, engine: sa.Engine, lease_seconds: float) -> None:
+        super().__init__(engine, lease_seconds)
+        self._driver.prepare_threshold = 0  # The same few statements again and again.
+        now = str(now_ms().compile(dialect=engine.dialect))
+        # An update that finds other rows than it should divides by zero, which ends the transaction within the pipeline.
+        self._fence = (
+            f"WITH held AS (UPDATE leases SET expires_at = greatest(expires_at, {now} + %s), last_commit_id = %s "
+            f"WHERE lease_id = %s RETURNING 1) "
+            f"SELECT 1 / count(*) FROM held"
+        )
+        # Of a run that was deleted, results may still come. A transition with an update finds out by its version.
+        self._exist = Arrays(
+            schema.runs,
+            ("run_id",),
+            "WITH given AS (SELECT DISTINCT unnest({arrays}) AS run_id) SELECT 1 / (CASE WHEN (SELECT count(*) FROM given) = "
+            "(SELECT count(*) FROM runs JOIN given USING (run_id)) THEN 1 ELSE 0 END)",
+        )
+        self._journal = Inserted(schema.journal)
+        self._steps = Inserted(schema.steps, committed_at=now)
+        self._snapshots = Inserted(schema.snapshots)
+        self._events = Inserted(schema.outbox)
+        changed = ("status", "step_id", "state_hash", "error", "options", "retries")
+        self._runs = Arrays(
+            schema.runs,
+            ("run_id", "expected_version", *changed),
+            "WITH given AS (SELECT * FROM unnest({arrays}) AS rows ({names})), "
+            f"moved AS (UPDATE runs SET version = runs.version + 1, updated_at = {now}, "
+            f"{', '.join(f'{name} = given.{name}' for name in changed)} "
+            "FROM given WHERE runs.run_id = given.run_id AND runs.version = given.expected_version RETURNING 1) "
+            "SELECT 1 / (CASE WHEN (SELECT count(*) FROM moved) = (SELECT count(*) FROM given) THEN 1 ELSE 0 END)",
+        )
+        self._revived = Arrays(
+            schema.runs,
+            ("run_id",),
+            "INSERT INTO unfinished (run_id, partition_id, graph_hash, pending) "
+            "SELECT run_id, partition_id, graph_hash, 0 FROM runs WHERE run_id = ANY ({arrays})",
+        )
+        self._begun = Arrays(schema.runs, ("run_id",), "UPDATE unfinished SET pending = 0 WHERE run_id = ANY ({arrays})")
+        self._finished = Arrays(schema.runs, ("run_id",), "DELETE FROM unfinished WHERE run_id = ANY ({arrays})")
+        self._consumed = Arrays(
+            schema.inbox, ("command_id",), "UPDATE inbox SET consumed = 1 WHERE command_id = ANY ({arrays})"
+        )
+
+    def _attempt(self, lease_id: str, commit_id: int, transitions: Sequence[Transition]) -> bool:
+        updates = [t.update for t in transitions if t.update is not None]
+        driver: psycopg.Connection[Any] = self._driver
+        statements = [
+            self._exist.on([t for t in transitions if t.update is None]),
+            self._journal.on([row for t in transitions for row in t.journal]),
+            self._steps.on([t.step for t in transitions if t.step is not None]),
+            self._snapshots.on([Snapshot(t) for t in transitions if t.snapshot is not None]),
+            self._events.on([event for t in transitions for event in t.events]),
+            self._runs.on(updates),
+            self._revived.on([u for u in updates if u.revives]),
+            self._begun.on([u for u in updates if u.step_id == 0 and u.status not in FINISHED]),
+            self._finished.on([u for u in updates if u.status in FINISHED]),
+            self._consumed.on([Consumed(c) for t in transitions for c in t.consumed]),
+        ]
+        try:
+            with driver.pipeline():
+                driver.execute("BEGIN")
+                driver.execute(self._fence, (self._lease_ms, commit_id, lease_id))
+                for statement in statements:
+                    if statement is not None:
+                        driver.execute(*statement)
+                driver.execute("COMMIT")
+        except psycopg.errors.DivisionByZero:
+            driver.execute("ROLLBACK")
+            held = driver.execute("SELECT 1 FROM leases WHERE lease_id = %s", (lease_id,)).fetchone()
+            if held is None:
+                return False
+            raise Conflict from None
+        except psycopg.Error:
+            if not driver.closed and driver.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+                driver.execute("ROLLBACK")
+            raise
+        return True
+
+
+class Arrays:
+    """A statement whose parameters are arrays, one for each of the named attributes of its rows."""
+
+    def __init__(self, table: sa.Table, names: Sequence[str], sql: str) -> None:
+        types = [_array_of(table, name) for name in names]
+        # Binary for what is binary: as text, each byte would travel as two digits.
+        arrays = ", ".join(f"%{'b' if kind == 'bytea[]' else 's'}::{kind}" for kind in types)
+        self._sql = sql.replace("{arrays}", arrays).replace("{names}", ", ".join(names))
+        self._getters = [attrgetter(name) for name in names]
+
+    def on(self, rows: Sequence[Any]) -> tuple[Any, list[list[Any]]] | None:
+        """The statement and its parameters for these rows; None: there is nothing to do."""
+        if not rows:
+            return None
+        return self._sql, [[get(row) for row in rows] for get in self._getters]
+
+
+class Inserted(Arrays):
+    """An insert of many rows; `expressions` are columns that the database computes."""
+
+    def __init__(self, table: sa.Table, **expressions: str) -> None:
+        names = [column.name for column in table.columns if column.name not in expressions]
+        columns = ", ".join([*names, *expressions])
+        computed = "".join(f", {expression}" for expression in expressions.values())
+        super().__init__(table, names, f"INSERT INTO {table.name} ({columns}) SELECT *{computed} FROM unnest({{arrays}})")
+
+
+def _array_of(table: sa.Table, name: str) -> str:
+    column = table.columns.get(name if name != "expected_version" else "version")
+    assert column is not None, f"{table.name} has no column {name}"
+    kind = column.type.compile(sa.dialects.postgresql.dialect())  # type: ignore[no-untyped-call]
+    return _ARRAYS.get(kind, "text[]")
