@@ -1,10 +1,11 @@
-"""What the contract suite shares: the list of adapters, fresh stores with a second handle, and `World`, a short way to use them.
+"""What the contract suite shares: the list of adapters, fresh stores with a second handle, and `World`, which uses them.
 
 A store joins the suite by joining `ADAPTERS`. Where it keeps less than the port promises, a field of `Adapter` says so.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
 import itertools
 import os
@@ -19,7 +20,6 @@ from typing import Any, TypeVar, cast
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import settings
 from msgspec.structs import replace
 
 from lockstep.core.lifecycle import RunStatus
@@ -27,12 +27,8 @@ from lockstep.ports import Store
 from lockstep.records import Command, CommitOutcome, Event, JournalRow, NewRun, RunRow, RunUpdate, StepRow, Transition
 from lockstep.store import open_store
 from lockstep.store.memory import MemoryStore
-from lockstep.store.schema import leases
+from lockstep.store.schema import leases, metadata
 from lockstep.store.sql import SqlStore
-
-# No deadline: a pause of the machine would fail what holds. No database: a failure is printed as a @reproduce_failure line. On CI
-# every run tries the same examples, so a red build is red for its change.
-settings.register_profile("contract", deadline=None, database=None, print_blob=True, derandomize="CI" in os.environ)
 
 HOUR = 3600.0
 
@@ -76,6 +72,35 @@ def fresh_sqlite(folder: Path) -> Callable[[], Store]:
     return lambda: open_store(f"sqlite:///{file}")
 
 
+def fresh_postgres(_: Path) -> Callable[[], Store]:
+    url = postgres_database()
+    engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY")
+    return lambda: open_store(url)
+
+
+@functools.cache
+def postgres_database() -> str:
+    """The URL of an empty, migrated database of this process's own; dropped when the process ends."""
+    server = sa.make_url(os.environ.get("LOCKSTEP_TEST_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"))
+    name = f"lockstep_test_{os.getpid()}"
+    admin = sa.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
+
+    def execute(statement: str) -> None:
+        with admin.connect() as connection:
+            connection.exec_driver_sql(statement)
+
+    def drop() -> None:
+        execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    execute(f"CREATE DATABASE {name}")
+    atexit.register(drop)
+    url = server.set(database=name).render_as_string(hide_password=False)
+    open_store(url).close()
+    return url
+
+
 def expire_in_sql(store: Store, lease_id: str) -> None:
     with cast("SqlStore", store)._engine.begin() as connection:
         connection.execute(sa.update(leases).where(leases.c.lease_id == lease_id).values(expires_at=0))
@@ -84,16 +109,17 @@ def expire_in_sql(store: Store, lease_id: str) -> None:
 ADAPTERS = [
     Adapter("memory", fresh_memory, expire_in_memory, has_column_types=False),
     Adapter("sqlite", fresh_sqlite, expire_in_sql, has_column_types=True),
+    Adapter("postgres", fresh_postgres, expire_in_sql, has_column_types=True),
 ]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`adapter` is each of the adapters in turn; `sql_adapter` each but the reference model."""
     if "adapter" in metafunc.fixturenames:
-        metafunc.parametrize("adapter", ADAPTERS, ids=lambda adapter: adapter.name, scope="session")
+        metafunc.parametrize("adapter", ADAPTERS, ids=lambda adapter: adapter.name)
     if "sql_adapter" in metafunc.fixturenames:
         others = [adapter for adapter in ADAPTERS if adapter.name != "memory"]
-        metafunc.parametrize("sql_adapter", others, ids=lambda adapter: adapter.name, scope="session")
+        metafunc.parametrize("sql_adapter", others, ids=lambda adapter: adapter.name)
 
 
 class Connections:
@@ -176,8 +202,8 @@ class World:
 
     @staticmethod
     def new(run_id: str, **fields: Any) -> NewRun:
-        defaults = {"graph": "research", "graph_hash": "hash-1", "input": b"{}", "options": b"{}", "partition_id": "A", "shard": 7}
-        return NewRun(run_id=run_id, **(defaults | fields))
+        defaults = {"graph": "research", "graph_hash": "hash-1", "partition_id": "A", "shard": 7}
+        return NewRun(run_id=run_id, **({"input": b"{}", "options": b"{}"} | defaults | fields))
 
     def submit(self, *run_ids: str, **fields: Any) -> list[RunRow]:
         return [submitted.row for submitted in self.a.submit([self.new(run_id, **fields) for run_id in run_ids])]

@@ -142,7 +142,9 @@ def test_journals_of_runs_that_wait_and_steps_of_runs_that_move_go_together(worl
 def test_groups_that_race_for_the_same_runs_move_each_run_once(world: World) -> None:
     # given two coordinators that computed other steps for the same runs, in other orders
     world.submit(*NAMES)
-    groups = {lease: [world.step(name, 0, key=world.key(name, lease), patch=lease.encode()) for name in NAMES] for lease in "AB"}
+    groups = {
+        lease: [world.step(name, 0, key=world.key(name, lease), patch=lease.encode()) for name in NAMES] for lease in "AB"
+    }
     groups["B"].reverse()
 
     # when they commit in small groups at the same time

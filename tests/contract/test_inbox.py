@@ -192,7 +192,9 @@ def test_a_run_waits_until_its_step_0_is_committed(world: World) -> None:
 def test_a_run_that_ended_before_it_began_does_not_wait(world: World) -> None:
     world.submit("run-1", "run-2")
 
-    world.commit(world.moved("run-1", -1, RunStatus.FAILED, version=0), world.moved("run-2", -1, RunStatus.CANCELLED, version=0))
+    world.commit(
+        world.moved("run-1", -1, RunStatus.FAILED, version=0), world.moved("run-2", -1, RunStatus.CANCELLED, version=0)
+    )
 
     assert world.pending() == []
     world.a.close_lease("A")

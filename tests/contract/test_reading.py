@@ -91,10 +91,7 @@ def test_a_state_is_read_as_a_snapshot_and_the_patches_after_it(world: World) ->
     # given a run with snapshots at steps 2 and 3, and another one with one at step 0
     world.submit("run-1", "run-2")
     world.commit(
-        *[
-            world.step("run-1", n, patch=b"p%d" % n, snapshot=b"snapshot %d" % n if n in (2, 3) else None)
-            for n in range(6)
-        ],
+        *[world.step("run-1", n, patch=b"p%d" % n, snapshot=b"snapshot %d" % n if n in (2, 3) else None) for n in range(6)],
         world.step("run-2", 0, snapshot=b"other"),
     )
 
@@ -129,7 +126,8 @@ def test_the_journal_of_some_items_is_read_in_order(world: World) -> None:
         for item in ("x", "y", "z")
         for kind, n in (("failed", 2), ("done", 0), ("failed", 10), ("failed", 1))
     ]
-    world.commit(Transition(run_id="run-1", journal=rows), Transition(run_id="run-2", journal=[world.journal_row("run-2", "x")]))
+    world.commit(Transition(run_id="run-1", journal=rows))
+    world.commit(Transition(run_id="run-2", journal=[world.journal_row("run-2", "x")]))
 
     # when two of them are asked for, one twice, and one that is not there
     found = world.b.journal("run-1", [world.key(item) for item in ("z", "x", "nowhere", "z")])

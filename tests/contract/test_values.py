@@ -20,7 +20,7 @@ VALUES = {
     "JSON": '{"é":1e-07,"b":-0.0,"z":9007199254740993}'.encode(),
     "1 MB": bytes(range(256)) * 4096,
 }
-TEXTS = ["café", "事件", "🦀 done", "naïve\N{COMBINING ACUTE ACCENT}", "a b\tc\n", "'; DROP TABLE runs; --", "%s {0} :name ?", ""]
+TEXTS = ["café", "事件", "🦀 done", "e\N{COMBINING ACUTE ACCENT}", "a b\tc\n", "'; DROP TABLE runs; --", "%s {0} :name ?", ""]
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -93,7 +93,8 @@ def test_numbers_may_be_as_large_as_their_columns(world: World) -> None:
     event = world.event("run-1", 2**63 - 1, last, step_id=2**63 - 1)
 
     outcomes = world.commit(
-        world.step("run-1", 0, journal=[row], events=[event]), world.moved("run-1", 0, RunStatus.FAILED, version=1, retries=last)
+        world.step("run-1", 0, journal=[row], events=[event]),
+        world.moved("run-1", 0, RunStatus.FAILED, version=1, retries=last),
     )
 
     assert outcomes == [Committed(), Committed()]

@@ -632,7 +632,7 @@ class Spelled(TypedDict):
 
 
 def test_a_reducer_is_found_however_the_annotation_is_spelled() -> None:
-    # given reducers inside Required, around NotRequired, beside notes, as a method of a builtin type, and after another: the last
+    # given reducers inside Required, around NotRequired, beside notes, as a builtin type's method, and after another: the last
     fields = schema_of(Spelled, None, {}).fields
     assert {name: field.reducer for name, field in fields.items()} == {
         "a": operator.add,

@@ -173,7 +173,7 @@ def pulse() -> type[Pulse]:
     return Pulse
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def program() -> Callable[[str], Path]:
     """The file of a program of the tests that is run by other processes too."""
     return PROGRAMS.joinpath

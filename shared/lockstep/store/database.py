@@ -30,26 +30,33 @@ class Database(Protocol):
 def open_database(url: str) -> Database:
     """The database at the URL; nothing is connected yet. Raises ConfigurationError."""
     try:
-        parsed = sa.make_url(url)
-    except ArgumentError:
-        raise ConfigurationError(f"the store URL cannot be read: {_scheme(url)}...", option="store") from None
-    match parsed.get_backend_name():
+        return _database_at(sa.make_url(url))
+    except (ArgumentError, ValueError):
+        # What was said of it is not passed on: of a URL that cannot be read, any part may be the password.
+        raise ConfigurationError(
+            f"the store URL {_scheme(url)}... cannot be read; use memory://, sqlite:///path or postgresql+psycopg://...",
+            option="store",
+        ) from None
+
+
+def _database_at(url: sa.URL) -> Database:
+    match url.get_backend_name():
         case "sqlite":
-            if parsed.database in (None, "", ":memory:"):
+            if url.database in (None, "", ":memory:"):
                 raise ConfigurationError(
-                    f"{url} names no file; use sqlite:///path, or memory:// to keep nothing", option="store"
+                    f"{url.render_as_string(hide_password=True)} names no file; use sqlite:///path, or memory:// to keep nothing",
+                    option="store",
                 )
             from lockstep.store.sqlite import SqliteDatabase
 
-            return SqliteDatabase(parsed)
+            return SqliteDatabase(url)
         case "postgresql":
             from lockstep.store.postgres import PostgresDatabase
 
-            return PostgresDatabase(parsed.set(drivername="postgresql+psycopg"))
-        case _:
+            return PostgresDatabase(url.set(drivername="postgresql+psycopg"))
+        case kind:
             raise ConfigurationError(
-                f"no store answers to {_scheme(url)}...; use memory://, sqlite:///path or postgresql+psycopg://...",
-                option="store",
+                f"no store answers to {kind}:...; use memory://, sqlite:///path or postgresql+psycopg://...", option="store"
             )
 
 

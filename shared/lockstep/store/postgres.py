@@ -143,7 +143,7 @@ class PostgresCommit(GroupCommit):
             if held is None:
                 return False
             raise Conflict from None
-        except psycopg.Error:
+        except BaseException:
             if not driver.closed and driver.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
                 driver.execute("ROLLBACK")
             raise

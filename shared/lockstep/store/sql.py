@@ -45,7 +45,8 @@ class SqlStore:
     def __init__(self, url: str) -> None:
         self._database = open_database(url)
         self._engine = self._database.engine
-        self.url = self._engine.url.render_as_string(hide_password=True)
+        # Without its parameters: some drivers take the password as one.
+        self.url = self._engine.url.set(query={}).render_as_string(hide_password=True)
         self._lease_seconds: dict[str, float] = {}
         self._commits: dict[str, GroupCommit] = {}
         self._commits_lock = threading.Lock()
@@ -127,6 +128,15 @@ class SqlStore:
         )
 
     def submit(self, runs: Sequence[NewRun]) -> list[Submitted]:
+        while True:
+            try:
+                return self._submit(runs)
+            except StoreUnavailableError as error:
+                if not isinstance(error.__cause__, IntegrityError):
+                    raise
+                # Another submission of one of these run_ids came first; now it is there to be read.
+
+    def _submit(self, runs: Sequence[NewRun]) -> list[Submitted]:
         with self._writing() as connection:
             known = {row.run_id for row in self._rows(connection, [run.run_id for run in runs])}
             new = {run.run_id: run for run in reversed(runs) if run.run_id not in known}
@@ -243,7 +253,8 @@ class SqlStore:
         r = schema.runs.c
         with self._writing() as connection:
             finished = sa.select(r.run_id).where(r.run_id == run_id, r.status.in_([status.value for status in FINISHED]))
-            if connection.execute(finished).first() is None:
+            # Locked: its owner may be about to revive it.
+            if connection.execute(finished.with_for_update()).first() is None:
                 return False
             for table in (schema.steps, schema.snapshots, schema.journal, schema.outbox, schema.inbox, schema.runs):
                 connection.execute(sa.delete(table).where(table.c.run_id == run_id))

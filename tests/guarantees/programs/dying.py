@@ -1,9 +1,11 @@
-"""Executes a graph again and again, each time in a child that kills itself one statement later in its commits than the one before.
+"""Executes a graph again and again, each time in a child that kills itself one step of its writing later than the one before.
 
     dying.py MODULE:GRAPH INPUT RUN_ID DIRECTORY
 
-Child N finds its store in DIRECTORY/N.db, made from DIRECTORY/empty.db, and its ledger in DIRECTORY/N.ledger. What it had executed
-when it died is in DIRECTORY/N.trace, a statement in each line. The first child that comes to the end of its run is the last.
+A child dies as a statement that writes is about to begin, or right after a group commit, before anything is done with it. Child N
+finds its store in DIRECTORY/N.db, made from DIRECTORY/empty.db, and its ledger in DIRECTORY/N.ledger. DIRECTORY/N.trace lists how
+far it came: the statements that began, the last of which was not executed. How many there are depends a little on which results
+arrive together; after ENDINGS children that came to the end of their run, no later moment is left to be met.
 """
 
 import itertools
@@ -11,69 +13,58 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+
 from lockstep import Engine
 from lockstep.cli.load import load_graph
-from lockstep.store.commit import GroupCommit
+from lockstep.records import CommitOutcome, Transition
+from lockstep.store.sql import SqlStore
+
+READING = ("SELECT", "PRAGMA")
+ENDINGS = 6
+AT_ONCE = 2
 
 
-class Doomed:
-    """Counts the statements of all group commits, and kills the process right after one of them."""
+class Doom:
+    """Kills the process at the moment of the given number."""
 
-    def __init__(self, last: int, trace: Path) -> None:
-        self._left = last
+    def __init__(self, number: int, trace: Path) -> None:
+        self._left = number
         self._trace = os.open(trace, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-    def executed(self, sql: str) -> None:
-        os.write(self._trace, " ".join(sql.split()).encode() + b"\n")
+    def moment(self, what: str) -> None:
+        os.write(self._trace, what.encode() + b"\n")
         self._left -= 1
         if not self._left:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def follow(self, connection: sqlite3.Connection, _: Any) -> None:
+        def begins(sql: str) -> None:
+            if not sql.startswith(READING):
+                self.moment(" ".join(sql.split()[:3]))
 
-class Cursor:
-    def __init__(self, cursor: Any, doomed: Doomed) -> None:
-        self._cursor = cursor
-        self._doomed = doomed
-
-    def execute(self, sql: str, *parameters: Any) -> None:
-        self._cursor.execute(sql, *parameters)
-        self._doomed.executed(sql)
-
-    def executemany(self, sql: str, rows: Any) -> None:
-        self._cursor.executemany(sql, rows)
-        self._doomed.executed(sql)
-
-    @property
-    def rowcount(self) -> int:
-        return int(self._cursor.rowcount)
-
-
-class Connection:
-    def __init__(self, connection: Any, doomed: Doomed) -> None:
-        self._connection = connection
-        self._doomed = doomed
-
-    def cursor(self) -> Cursor:
-        return Cursor(self._connection.cursor(), self._doomed)
-
-    @property
-    def in_transaction(self) -> bool:
-        return bool(self._connection.in_transaction)
+        connection.set_trace_callback(begins)
 
 
 def child(reference: str, input: str, run_id: str, directory: Path, number: int) -> None:
-    doomed = Doomed(number, directory / f"{number}.trace")
-    make = GroupCommit.__init__
+    doom = Doom(number, directory / f"{number}.trace")
+    sa.event.listen(sa.Engine, "connect", doom.follow)
+    commit = SqlStore.commit
 
-    def made(self: GroupCommit, *arguments: Any) -> None:
-        make(self, *arguments)
-        self._driver = Connection(self._driver, doomed)
+    def committing(
+        self: SqlStore, lease_id: str, commit_id: int, transitions: Sequence[Transition]
+    ) -> list[CommitOutcome]:
+        outcomes = commit(self, lease_id, commit_id, transitions)
+        doom.moment("committed")
+        return outcomes
 
-    GroupCommit.__init__ = made  # type: ignore[method-assign]
+    SqlStore.commit = committing  # type: ignore[method-assign]
     os.environ["LEDGER"] = str(directory / f"{number}.ledger")
     shutil.copy(directory / "empty.db", directory / f"{number}.db")
     with Engine(load_graph(reference), f"sqlite:///{directory}/{number}.db") as engine:
@@ -82,18 +73,29 @@ def child(reference: str, input: str, run_id: str, directory: Path, number: int)
 
 def main(reference: str, input: str, run_id: str, directory: str) -> None:
     load_graph(reference)
-    for number in itertools.count(1):
-        pid = os.fork()
-        if not pid:
-            try:
-                child(reference, input, run_id, Path(directory), number)
-            except BaseException:
-                sys.excepthook(*sys.exc_info())
-                os._exit(1)
-            os._exit(0)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if status != -signal.SIGKILL:
-            sys.exit(status)
+    endings = 0
+    for number in itertools.count(1, AT_ONCE):
+        pids = [start(reference, input, run_id, Path(directory), number + more) for more in range(AT_ONCE)]
+        for pid in pids:
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            endings += status == 0
+            if status not in (0, -signal.SIGKILL):
+                sys.exit(status)
+        if endings >= ENDINGS:
+            return
+
+
+def start(reference: str, input: str, run_id: str, directory: Path, number: int) -> int:
+    """The process id of a child. There are no threads in the parent, so forking is safe; a new interpreter would take longer."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        child(reference, input, run_id, directory, number)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
+    os._exit(0)
 
 
 if __name__ == "__main__":
