@@ -11,7 +11,11 @@ import msgspec
 from lockstep.core.records import WorkItem
 from lockstep.errors import BackpressureError, LockstepError
 from lockstep.ports import Broker
+from lockstep.records import Task
 from lockstep_coordinator.run import ActiveRun
+
+OFFER_TASKS = 512
+"""Tasks that are offered to the broker in one call."""
 
 SetTimer = Callable[[float, Callable[[], None]], None]
 
@@ -50,32 +54,37 @@ class Dispatcher:
 
     def dispatch(self) -> None:
         """Hand out what there is room for: one item of each run in turn, so that a large run can't starve a small one."""
-        full: set[str] = set()
+        while plan := self._plan():
+            accepted = self._broker.offer([task for _, _, task in plan])
+            for (run, item, _), taken in zip(plan, accepted, strict=True):
+                if taken:
+                    run.refused.discard(item.path)
+            refused = [entry for entry, taken in zip(plan, accepted, strict=True) if not taken]
+            for run, item, _ in reversed(refused):
+                run.take_back(item)
+                self._waiting[run.run_id] = run
+            # Of each run and queue only the first was really refused; the others wait behind it.
+            heads = {(run.run_id, task.queue): (run, item) for run, item, task in reversed(refused)}
+            for (_, queue), (run, item) in heads.items():
+                self._refuse(run, item, queue)
+            if refused:
+                return
+
+    def _plan(self) -> list[tuple[ActiveRun, WorkItem, Task]]:
+        """The next items to offer, at most OFFER_TASKS: in order within a run, in turn between runs."""
+        plan: list[tuple[ActiveRun, WorkItem, Task]] = []
         ring = deque(self._waiting.values())
-        while ring:
+        while ring and len(plan) < OFFER_TASKS:
             run = ring.popleft()
-            if self._hand_out_one(run, full):
+            item = run.next_item()
+            if item is not None:
+                plan.append((run, item, run.task_for(item)))
                 ring.append(run)
                 # Behind the others also at the next call, or with little room the first runs would get all of it.
                 self._waiting[run.run_id] = self._waiting.pop(run.run_id)
             elif not any(run.ready.values()):
                 del self._waiting[run.run_id]
-
-    def _hand_out_one(self, run: ActiveRun, full: set[str]) -> bool:
-        """Hand out the first item, in order, whose queue has room; a full queue holds back only its own items."""
-        if len(run.in_flight) >= run.options.in_flight:
-            return False
-        for item in sorted((items[0] for items in run.ready.values() if items), key=lambda item: item.order_key):
-            task = run.task_for(item)
-            if task.queue in full or not self._broker.offer(task):
-                full.add(task.queue)
-                self._refuse(run, item, task.queue)
-                continue
-            run.ready[task.queue].popleft()
-            run.in_flight[item.path] = task.delivery
-            run.refused.discard(item.path)
-            return True
-        return False
+        return plan
 
     def _refuse(self, run: ActiveRun, item: WorkItem, queue: str) -> None:
         """The item stays in the frontier and is offered again when there is room."""

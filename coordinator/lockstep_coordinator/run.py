@@ -65,6 +65,7 @@ class ActiveRun:
         self._failures: dict[bytes, int] = {}
         self._budget_used: dict[bytes, int] = {}
         self._pausing: set[bytes] = set()
+        self._deliveries: dict[bytes, int] = {}
         self._dead: dict[bytes, LockstepError] = {}
         self._fatal: LockstepError | None = None
         self._journal: list[JournalRow] = []
@@ -121,13 +122,30 @@ class ActiveRun:
             scheduled_step=item.scheduled_step,
             queue=node.queue,
             attempt=attempt,
-            delivery=attempt,
+            delivery=self.in_flight[item.path],
             run_seed=self.seed,
             timeout_seconds=node.timeout_seconds or self.options.default_timeout_seconds,
             max_payload_bytes=self.options.max_payload_bytes,
             state=self._state_bytes,
             payload=item.payload,
         )
+
+    def next_item(self) -> WorkItem | None:
+        """The ready item that is first in order, which is in flight from now on; None: there is none, or enough are in flight."""
+        if len(self.in_flight) >= self.options.in_flight:
+            return None
+        queues = [items for items in self.ready.values() if items]
+        if not queues:
+            return None
+        item = min(queues, key=lambda items: items[0].order_key).popleft()
+        self.in_flight[item.path] = self._deliveries[item.path] = self._deliveries.get(item.path, 0) + 1
+        return item
+
+    def take_back(self, item: WorkItem) -> None:
+        """An item was not handed out after all: it is ready again, before the others of its queue."""
+        del self.in_flight[item.path]
+        self._deliveries[item.path] -= 1
+        self.ready.setdefault(self.graph.nodes[item.node_id].queue, deque()).appendleft(item)
 
     def absorb(self, result: TaskResult) -> Retry | Verdict:
         """Take in a result: the first `done` of an item wins, failures count from the current delivery; the rest is dropped."""
@@ -184,7 +202,7 @@ class ActiveRun:
                 n=n,
                 step_id=self.row.step_id + 1,
                 payload=payload,
-                meta=canonical_bytes(meta),
+                meta=msgspec.json.encode(meta),
             )
         )
 
@@ -261,7 +279,7 @@ class ActiveRun:
     def _step(self) -> Step | None:
         """The next step, if no result is missing. Computed once: before, results just accumulate."""
         program, policy, run_id = self.graph.program, self.options.conflict_policy, self.row.run_id
-        if self.row.status is RunStatus.PENDING:
+        if self.row.step_id < 0:
             writes = [Write(name, value) for name, value in json.loads(self.row.input).items()]
             return begin(program, policy, run_id, writes)
         if len(self._outcomes) < len(self._items):

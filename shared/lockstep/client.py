@@ -80,6 +80,7 @@ class Run:
         self.run_id = run_id
         self._backend = backend
         self._owner = owner  # An engine lives as long as it, or a run of it, is used.
+        self._retried_version = -1
 
     def __repr__(self) -> str:
         return f"Run({self.run_id!r})"
@@ -119,7 +120,7 @@ class Run:
         unsubscribe = self._backend.subscribe(self.run_id, changed.set, each_step=False)
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         try:
-            while not _is_settled(row := self.row()):
+            while not self._is_settled(row := self.row()):
                 self._backend.check()
                 left = POLL_SECONDS if deadline is None else min(POLL_SECONDS, deadline - time.monotonic())
                 if left <= 0:
@@ -136,7 +137,7 @@ class Run:
         unsubscribe = self._backend.subscribe(self.run_id, lambda: _set_from_thread(loop, changed), each_step=False)
         try:
             async with asyncio.timeout(timeout_seconds) as limit:
-                while not _is_settled(row := await asyncio.to_thread(self.row)):
+                while not self._is_settled(row := await asyncio.to_thread(self.row)):
                     self._backend.check()
                     try:
                         await asyncio.wait_for(changed.wait(), POLL_SECONDS)
@@ -205,7 +206,7 @@ class Run:
             while True:
                 row = self.row()
                 yield from follower.events(row)
-                if _is_settled(row):
+                if self._is_settled(row):
                     break
                 self._backend.check()
                 changed.wait(POLL_SECONDS)
@@ -227,13 +228,21 @@ class Run:
         """Ask the run's owner to end it; `result` then raises RunCancelledError. One that has ended stays as it is."""
         self._command("cancel", reason)
 
+    def _is_settled(self, row: RunRow) -> bool:
+        """Whether nothing more comes without somebody's doing; a failure that `retry` was called for does not count."""
+        return row.status in SETTLED and row.version > self._retried_version
+
     def retry(self, options: Options | None = None) -> None:
         """Ask the owner to go on with a failed run from its last commit; items that had a result keep it.
 
         `options` override the run's from now on: another conflict_policy, more max_steps. Of a run that has not failed, nothing
         is changed. Raises ConfigurationError for queue_depth, which is not a run's.
         """
-        self._command("retry", encode_options(DEFAULTS.overridden(options)))
+        changes = encode_options(DEFAULTS.overridden(options))
+        row = self.row()
+        if row.status is RunStatus.FAILED:
+            self._retried_version = row.version
+            self._command("retry", changes)
 
     def _command(self, kind: str, payload: Any) -> None:
         self._backend.send(
@@ -275,10 +284,6 @@ class Follower:
         event = StreamEvent(mode, data, step_id, node_id, self._offset)
         self._offset += 1
         return event
-
-
-def _is_settled(row: RunRow) -> bool:
-    return row.status in SETTLED
 
 
 def _error_of(row: RunRow) -> LockstepError | None:

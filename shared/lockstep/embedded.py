@@ -68,6 +68,7 @@ class Embedded:
     def moved(self, run: ActiveRun) -> None:
         settled = run.row.status in SETTLED
         with self._lock:
+            self._causes.pop(run.run_id, None)
             if run.cause is not None and settled:
                 self._causes[run.run_id] = run.cause
                 if len(self._causes) > CAUSES_KEPT:

@@ -99,7 +99,9 @@ class Engine:
         """
         compiled = self._graph(graph)
         chosen = self._options.overridden(options)
-        run_id = _checked(run_id) if run_id is not None else uuid.uuid4().hex
+        run_id = _checked("run_id", run_id) if run_id is not None else uuid.uuid4().hex
+        if thread_id is not None:
+            _checked("thread_id", thread_id)
         data = _encoded_input(compiled, input, chosen)
         parts = self._running()
         new = NewRun(
@@ -168,7 +170,11 @@ class Engine:
     def runs(self, *, status: RunStatus | str | None = None, graph: str | None = None) -> Iterator[Run]:
         """All runs with this status and graph, ascending by run_id; read in pages as they are asked for."""
         parts, after = self._running(), None
-        wanted = RunStatus(status) if status is not None else None
+        try:
+            wanted = RunStatus(status) if status is not None else None
+        except ValueError:
+            known = ", ".join(RunStatus)
+            raise ConfigurationError(f"status {status!r} is not one of {known}", option="status") from None
         while rows := parts.store.find_runs(status=wanted, graph=graph, after=after):
             yield from (Run(row.run_id, parts, owner=self) for row in rows)
             after = rows[-1].run_id
@@ -197,10 +203,10 @@ class Engine:
         return self._by_name[name]
 
 
-def _checked(run_id: str) -> str:
-    if not RUN_ID.fullmatch(run_id):
-        raise ConfigurationError(f"run_id {run_id!r} must be 1 to 128 of A-Z a-z 0-9 . _ : -", option="run_id")
-    return run_id
+def _checked(option: str, name: str) -> str:
+    if not isinstance(name, str) or not RUN_ID.fullmatch(name):
+        raise ConfigurationError(f"{option} {name!a} must be 1 to 128 of A-Z a-z 0-9 . _ : -", option=option)
+    return name
 
 
 def _encoded_input(graph: CompiledGraph, input: Any, options: Options) -> bytes:

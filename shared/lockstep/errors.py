@@ -75,8 +75,9 @@ class LockstepError(Exception):
         return self
 
     def to_record(self) -> dict[str, Any]:
-        """The error as JSON values, for the database and the wire."""
-        return {"type": type(self).__name__, "message": str(self), **self.fields}
+        """The error as JSON values, for the database and the wire; what has no JSON form becomes text."""
+        fields = {name: _storable(value) for name, value in self.fields.items()}
+        return {"type": type(self).__name__, "message": text_of(self), **fields}
 
     @staticmethod
     def from_record(record: dict[str, Any]) -> LockstepError:
@@ -87,6 +88,28 @@ class LockstepError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), str(self), self.fields))
+
+
+def text_of(value: object) -> str:
+    """`str(value)` as text that can be stored, whatever it is: lone surrogates are escaped, and a failing __str__ is said so."""
+    try:
+        text = str(value)
+    except Exception as error:
+        text = f"<{type(value).__name__} whose text cannot be made: {type(error).__name__}>"
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _storable(value: Any) -> Any:
+    """A value as JSON: numbers, lists and dicts stay, all else becomes text."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, (int, float)):
+        return value if abs(value) < 2**63 else text_of(value)
+    if isinstance(value, (list, tuple)):
+        return [_storable(item) for item in value]
+    if isinstance(value, dict):
+        return {text_of(key): _storable(item) for key, item in value.items()}
+    return text_of(value)
 
 
 def _rebuild(kind: type[LockstepError], message: str, fields: dict[str, Any]) -> LockstepError:

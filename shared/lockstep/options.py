@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -13,8 +13,10 @@ from lockstep.core.policy import ConflictPolicy, RetryPolicy
 from lockstep.errors import ConfigurationError
 
 
-def _positive(seconds: float | None) -> bool:
-    return seconds is None or 0 < seconds < math.inf
+def _is_a(value: object, kind: type) -> bool:
+    """Whether a value has the type; an integer will do for a float, but True is no integer."""
+    accepted = (int, float) if kind is float else kind
+    return isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,19 +49,25 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """True: the first item that fails for good ends the run. False: its siblings finish, and are kept, before the run fails."""
 
     def __post_init__(self) -> None:
-        for option, rule, ok in (
-            ("max_concurrent", "at least 1", self.max_concurrent is None or self.max_concurrent >= 1),
-            ("queue_depth", "at least 1", self.queue_depth >= 1),
-            ("default_timeout_seconds", "above 0 and finite", _positive(self.default_timeout_seconds)),
-            ("max_steps", "from 1 to 2^63-1", 1 <= self.max_steps <= INT_MAX),
-            ("backpressure_timeout_seconds", "above 0 and finite", _positive(self.backpressure_timeout_seconds)),
-            ("deadline_seconds", "above 0 and finite", _positive(self.deadline_seconds)),
-            ("seed", "from -2^63 to 2^63-1", self.seed is None or INT_MIN <= self.seed <= INT_MAX),
-            ("max_payload_bytes", "at least 1", self.max_payload_bytes >= 1),
-            ("conflict_policy", "a ConflictPolicy", isinstance(self.conflict_policy, ConflictPolicy)),
-        ):
-            if not ok:
-                raise ConfigurationError(f"{option}={getattr(self, option)!r} must be {rule}", option=option)
+        rules: tuple[tuple[str, str, type, Callable[[Any], bool] | None], ...] = (
+            ("max_concurrent", "an integer of at least 1", int, lambda v: v >= 1),
+            ("queue_depth", "an integer of at least 1", int, lambda v: v >= 1),
+            ("default_timeout_seconds", "seconds above 0, finite", float, lambda v: 0 < v < math.inf),
+            ("conflict_policy", "a ConflictPolicy", ConflictPolicy, None),
+            ("max_steps", "an integer from 1 to 2^63-1", int, lambda v: 1 <= v <= INT_MAX),
+            ("retry", "a RetryPolicy", RetryPolicy, None),
+            ("backpressure_timeout_seconds", "seconds above 0, finite", float, lambda v: 0 < v < math.inf),
+            ("deadline_seconds", "seconds above 0, finite", float, lambda v: 0 < v < math.inf),
+            ("seed", "an integer from -2^63 to 2^63-1", int, lambda v: INT_MIN <= v <= INT_MAX),
+            ("max_payload_bytes", "an integer of at least 1", int, lambda v: v >= 1),
+            ("fail_fast", "True or False", bool, None),
+        )
+        for option, rule, kind, holds in rules:
+            value = getattr(self, option)
+            if value is None and _DEFAULT_VALUES[option] is None:
+                continue
+            if not _is_a(value, kind) or not (holds is None or holds(value)):
+                raise ConfigurationError(f"{option}={value!r} must be {rule}", option=option)
 
     @property
     def in_flight(self) -> int:
@@ -84,6 +92,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 DEFAULT_IN_FLIGHT = 64
 DEFAULT_SLOTS = 16
+_DEFAULT_VALUES = dict(zip(Options.__struct_fields__, Options.__struct_defaults__, strict=True))
 DEFAULTS = Options()
 
 

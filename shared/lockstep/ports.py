@@ -5,7 +5,7 @@ A method of a store is one whole operation and one transaction. Times are millis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lockstep.core.lifecycle import RunStatus
@@ -54,12 +54,31 @@ class Reader(Protocol):
     def events(self, run_id: str, after_sequence: int = 0) -> list[Event]:
         """The run's outbox events with a sequence above the given one, in order."""
 
+    def loaded_graphs(self) -> dict[str, str]:
+        """The graphs that coordinators have loaded: the hash of the version loaded last, by name."""
+
+    def partition_of(self, shard: int) -> str | None:
+        """The partition that the runs of a shard belong to; None: no coordinator has made partitions yet."""
+
 
 class Store(Reader, Protocol):
     """The truth. Every change happens in one of these methods, whole or not at all, whatever dies meanwhile."""
 
-    def open_lease(self, lease_id: str, holder: str, seconds: float) -> None:
-        """Give `lease_id` the right to write for this long, and a partition of the same name. `holder` says who has it."""
+    def open_lease(self, lease_id: str, holder: str, seconds: float, *, embedded: bool = True) -> None:
+        """Give `lease_id` the right to write for this long. `holder` says who has it.
+
+        An embedded engine gets a partition of that name, for its own runs; a coordinator takes part of the others, see `share`.
+        """
+
+    def share(self, lease_id: str, graphs: Mapping[str, str], is_dead: Callable[[str], bool]) -> list[str]:
+        """Take this coordinator's part of the partitions that cover all shards, and return those that it has now.
+
+        Ends leases as `adopt` does, makes the partitions if there are none, takes those without an owner, and gives back what
+        is above a fair share. `graphs` are the hashes of the coordinator's graphs by name, which clients may submit from then on.
+        """
+
+    def unfinished(self, partition_ids: Collection[str]) -> list[RunRow]:
+        """The unfinished runs of these partitions, ascending by run_id."""
 
     def renew_lease(self, lease_id: str, seconds: float) -> bool:
         """Prolong a lease; False: it was taken away, and its holder must stop."""
@@ -107,11 +126,20 @@ class Store(Reader, Protocol):
 class Broker(Protocol):
     """Carries tasks to workers and messages back. May lose everything: the store is the truth."""
 
-    def offer(self, task: Task) -> bool:
-        """Put a task at the end of its queue; False: the queue holds `queue_depth` tasks already, and nothing happened."""
+    def offer(self, tasks: Sequence[Task]) -> list[bool]:
+        """Put tasks at the ends of their queues, in order, and say of each whether it is there.
+
+        False: the queue holds `queue_depth` tasks already. Then the later ones for that queue are refused too, so none overtakes.
+        """
 
     def receive(self, timeout_seconds: float) -> list[Message]:
         """All messages that have arrived, in order; waits for the first one at most this long."""
+
+    def acknowledge(self) -> None:
+        """What `receive` has returned is stored, or rejected: it need not be kept."""
+
+    def lost(self) -> list[Task]:
+        """Tasks that are in no queue and with no living worker; each is reported once, and is the caller's again."""
 
     def wake(self) -> None:
         """Make `receive` return."""

@@ -6,6 +6,7 @@ Times are milliseconds since 1970; those in rows are the database's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -175,7 +176,8 @@ class Work(msgspec.Struct, frozen=True):
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """A work item handed to a worker, with all that the worker needs to execute it.
 
-    `state` is S(k-1) as canonical bytes; `payload` a Send's, which then replaces it.
+    `state` is S(k-1) as canonical bytes, or empty where `state_ref` says what to fetch; `payload` a Send's, which then replaces it.
+    `reply_to` is the partition that wants the result.
     """
 
     run_id: str
@@ -192,11 +194,13 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     timeout_seconds: float
     max_payload_bytes: int
     state: bytes
+    state_ref: str = ""
     payload: bytes | None = None
+    reply_to: str = ""
 
 
 class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a task: an `outcome` (see `encode_outcome`) or a `failure`.
+    """What came of a task: an `outcome` (see `encode_outcome`), a `failure`, or neither: handed back unstarted.
 
     `cause` is the exception itself, which only an engine in the same process can hand on.
     """
@@ -209,7 +213,7 @@ class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
     started_at: int = 0
     latency_ms: float = 0.0
     worker: str = ""
-    cause: BaseException | None = None
+    cause: Any = None
 
 
 class Wake(msgspec.Struct, frozen=True):

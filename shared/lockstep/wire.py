@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from lockstep.core.canonical import canonical_bytes
+from lockstep.core.canonical import MAX_DEPTH, canonical_bytes
 from lockstep.core.records import Finished, Route, Write
 
 EmittedEvent = tuple[str, Any]
@@ -27,7 +27,7 @@ def encode_outcome(writes: Sequence[Write], routes: Sequence[Route], events: Seq
         ]
     if writes:
         record["writes"] = [[w.field, w.value, True] if w.overwrite else [w.field, w.value] for w in writes]
-    return canonical_bytes(record)
+    return canonical_bytes(record, depth=MAX_DEPTH + 3)
 
 
 def decode_outcome(data: bytes) -> tuple[Finished, list[EmittedEvent]]:

@@ -122,6 +122,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("sql_adapter", others, ids=lambda adapter: adapter.name)
 
 
+@pytest.fixture
+def adapters() -> list[Adapter]:
+    return ADAPTERS
+
+
 class Connections:
     """Counts the database connections of this process: those open, and those that somebody has taken out of a pool."""
 

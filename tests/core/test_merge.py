@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import itertools
 import json
 import operator
 import uuid
@@ -20,7 +21,7 @@ from lockstep.core.canonical import canonical_bytes
 from lockstep.core.merge import Contribution, Field, Schema, fold
 from lockstep.core.policy import ConflictPolicy
 from lockstep.core.records import Write
-from lockstep.core.state import State
+from lockstep.core.state import State, apply_patches, diff
 from lockstep.errors import ConflictError, ReducerError, StateError
 from lockstep.messages import add_messages
 from lockstep.schema import schema_of
@@ -362,6 +363,32 @@ def test_a_function_that_changes_its_arguments_does_not_reach_the_results(schema
     first = fold(schema, policy, State(), results).to_bytes()
     assert fold(schema, policy, State(), results).to_bytes() == first
     assert results == untouched
+
+
+@pytest.mark.parametrize("kind", ["reducer", "merge", "whole"])
+def test_a_function_that_keeps_what_it_returned_does_not_reach_the_committed_state(kind: str) -> None:
+    # given a function that accumulates into one dict of its own, and returns it again and again
+    kept: dict[str, Any] = {}
+
+    def keeping(current: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
+        kept.update(update)
+        return kept
+
+    def keeping_whole(state: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:
+        return {"table": keeping({}, delta["table"])}
+
+    field = Field(name="table", merge=keeping if kind == "merge" else None, reducer=keeping if kind == "reducer" else None)
+    schema = Schema({"table": field}, keeping_whole if kind == "whole" else None, "keeping_whole")
+    # when it runs in two steps
+    states = [State.of({"table": {"start": "x" * 100}})]
+    for letter in "ab":
+        two = [writes(node_id, {"table": {f"{letter}{node_id}": "x" * 100}}) for node_id in "12"]
+        states.append(fold(schema, MERGE, states[-1], two))
+    # then each committed state is still what its bytes say, and the patches lead there: history is not rewritten
+    for state in states:
+        assert state.values == json.loads(state.to_bytes())
+    patches = [diff(old, new) for old, new in itertools.pairwise(states)]
+    assert apply_patches(states[0].to_bytes(), patches).to_bytes() == states[-1].to_bytes()
 
 
 def test_a_pure_reducer_does_not_reach_the_old_state_either() -> None:

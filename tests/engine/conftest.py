@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -81,16 +81,21 @@ def gate(new_gate: Callable[[], Gate]) -> Gate:
 
 
 class Queues:
-    """Everything that was offered to in-process queues, in order, and whether there was room."""
+    """What was offered to in-process queues, in order, and whether there was room.
+
+    `refused` has the first task of each run and queue that an offer found no room for; the others only wait behind it.
+    """
 
     def __init__(self) -> None:
         self.enqueued: list[Task] = []
         self.refused: list[Task] = []
         self._changed = threading.Condition()
 
-    def note(self, task: Task, has_room: bool) -> None:
+    def note(self, tasks: Sequence[Task], taken: list[bool]) -> None:
         with self._changed:
-            (self.enqueued if has_room else self.refused).append(task)
+            self.enqueued += [task for task, has_room in zip(tasks, taken, strict=True) if has_room]
+            without_room = [task for task, has_room in zip(tasks, taken, strict=True) if not has_room]
+            self.refused += {(task.run_id, task.queue): task for task in reversed(without_room)}.values()
             self._changed.notify_all()
 
     def until(self, holds: Callable[[], bool]) -> None:
@@ -107,10 +112,10 @@ class Queues:
 def queues(monkeypatch: pytest.MonkeyPatch) -> Queues:
     queues, offer = Queues(), InProcessBroker.offer
 
-    def watched(self: InProcessBroker, task: Task) -> bool:
-        has_room = offer(self, task)
-        queues.note(task, has_room)
-        return has_room
+    def watched(self: InProcessBroker, tasks: Sequence[Task]) -> list[bool]:
+        taken = offer(self, tasks)
+        queues.note(tasks, taken)
+        return taken
 
     monkeypatch.setattr(InProcessBroker, "offer", watched)
     return queues

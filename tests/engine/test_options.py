@@ -225,14 +225,15 @@ def test_one_slot_and_queue_depth_1_do_not_deadlock(
         assert parts(engine).coordinator.counts.backpressure_events == len(waited)
 
 
-def test_a_full_queue_holds_back_only_its_own_items(gate: Gate, queues: Queues) -> None:
+@pytest.mark.parametrize("in_flight", [64, 3], ids=["many in flight", "few in flight"])
+def test_a_full_queue_holds_back_only_its_own_items(in_flight: int, gate: Gate, queues: Queues) -> None:
     graph = Graph(State)
-    for node_id, queue in {"a1": "a", "a2": "a", "a3": "a", "b1": "b"}.items():
+    for node_id, queue in {"a1": "a", "a2": "a", "a3": "a", "a4": "a", "b1": "b"}.items():
         graph.add_node(node_id, lambda state: gate.enter(), queue=queue).add_edge(START, node_id)
 
     # given one slot, and queues of one task
     with Engine(graph, "memory://", with_max_concurrent(1), with_queue_depth(1)) as engine:
-        run = engine.submit({}, options=Options(max_concurrent=64))
+        run = engine.submit({}, options=Options(max_concurrent=in_flight))
 
         # when queue a is full
         queues.until(lambda: len(queues.enqueued) == 3)

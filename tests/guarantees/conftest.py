@@ -126,10 +126,10 @@ class CommandLine:
         self._started.append(process)
         return process
 
-    def run(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
+    def run(self, *arguments: str, patience_seconds: float = PATIENCE_SECONDS, **environment: str) -> tuple[int, str, str]:
         """Exit code, stdout and stderr of `lockstep ARGUMENTS`."""
-        process = self.start(*arguments, **environment)
-        out, err = process.communicate(timeout=PATIENCE_SECONDS)
+        process = self.start(*arguments, pass_fds=(), **environment)
+        out, err = process.communicate(timeout=patience_seconds)
         return process.returncode, out, err
 
     def close(self) -> None:
@@ -152,19 +152,19 @@ class Pulse:
     """A pipe on which other processes say that they have come somewhere, one byte each time."""
 
     def __init__(self) -> None:
-        self._read, self.fd = os.pipe()
+        self.read_fd, self.fd = os.pipe()
 
     def close_writer(self) -> None:
-        """Leave the writing end to the processes that were started; when all of them have ended, there is nothing to wait for."""
+        """Leave the writing end to the processes that were started: when they have ended, nothing is waited for."""
         os.close(self.fd)
 
     def wait(self, count: int) -> int:
         """Wait for so many pulses; how many came before all writers ended."""
-        return next((number for number in range(count) if not os.read(self._read, 1)), count)
+        return next((number for number in range(count) if not os.read(self.read_fd, 1)), count)
 
     def close(self) -> None:
         """Give the reading end back."""
-        os.close(self._read)
+        os.close(self.read_fd)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Equal graph and input give equal bytes, whatever finishes first: merges, orders, keys and random numbers (docs/determinism.md)."""
+"""Equal graph and input give equal bytes, whatever finishes first: merges, orders, keys, random numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from typing import Annotated, Any, TypedDict
 import msgspec
 import pytest
 
-import lockstep_coordinator.run
 from lockstep import (
     END,
     START,
@@ -31,6 +30,7 @@ from lockstep import (
     with_max_concurrent,
 )
 from lockstep.cli.load import load_graph
+from lockstep.core.superstep import advance
 
 AUDIT = Path(__file__).parents[2] / "docs" / "examples" / "audit.py"
 RUNS = 100
@@ -168,7 +168,7 @@ def test_100_of_100_runs_merge_in_edge_order_whatever_finishes_first(
     completions = Completions()
 
     # when 100 runs execute, then each ends in the very state that the declaration order gives
-    assert_merges_in_edge_order(store_url, 10, slots, kind, RUNS, rng, completions)
+    assert_merges_in_edge_order(store_url, 10 if slots > 1 else 4, slots, kind, RUNS, rng, completions)
 
     # and the test could have failed: with more than one slot, branches did overtake each other
     assert len(completions.of_run) == RUNS
@@ -215,15 +215,15 @@ def test_branches_that_finish_in_reverse_merge_in_edge_order(store_url: str, wai
 
 def test_a_merge_in_completion_order_is_caught(store_url: str, rng: Random, monkeypatch: pytest.MonkeyPatch) -> None:
     # given a coordinator that folds what a step's items returned in the order in which it arrived
-    advance = lockstep_coordinator.run.advance
+    right: Callable[..., Any] = advance
 
     def in_completion_order(*arguments: Any) -> Any:
         *others, frontier, finished = arguments
         items = {item.path: item for item in frontier.items}
         arrived = msgspec.structs.replace(frontier, items=tuple(items[path] for path in finished))
-        return advance(*others, arrived, finished)
+        return right(*others, arrived, finished)
 
-    monkeypatch.setattr(lockstep_coordinator.run, "advance", in_completion_order)
+    monkeypatch.setattr("lockstep_coordinator.run.advance", in_completion_order)
 
     # then what the tests above assert does not hold
     with pytest.raises(AssertionError, match="did not merge in edge order"):
@@ -407,7 +407,9 @@ def test_every_step_and_task_of_a_run_is_what_the_formulas_say(store_url: str) -
     ]
     assert found == mixed_items()
     for step in history:
-        assert [t.order_key for t in step.tasks] == [(u32(n) + bytes.fromhex(t.path)[:4]).hex() for n, t in enumerate(step.tasks)]
+        assert [t.order_key for t in step.tasks] == [
+            (u32(n) + bytes.fromhex(t.path)[:4]).hex() for n, t in enumerate(step.tasks)
+        ]
 
     # and each record has the hash and key of its items and its state
     assert [step.step_id for step in history] == list(range(9))

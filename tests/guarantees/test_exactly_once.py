@@ -32,7 +32,7 @@ from lockstep.wire import encode_outcome
 
 RUN_ID = "run-1"
 INPUT = {"parts": 3}
-EXECUTIONS = 8
+EXECUTIONS = 9
 KILLS = 50
 AT_ONCE = 3
 
@@ -44,7 +44,7 @@ class Ended:
     state_hash: str
     keys: list[str]
     events: list[tuple[int, int, str, str, bytes]]
-    paths: set[str]
+    executed: set[str]
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,15 @@ Recovers = Callable[[Left, Survey], None]
 
 
 def executions(ledger: Path) -> Counter[str]:
-    """How often each item was executed, by its path."""
-    return Counter(line.split()[0] for line in ledger.read_text().splitlines()) if ledger.exists() else Counter()
+    """How often each attempt of each item was executed: "path attempt"."""
+    return Counter(ledger.read_text().splitlines()) if ledger.exists() else Counter()
 
 
-def journalled_in(left: Left) -> list[tuple[str, int]]:
-    """The path and step of each execution whose result is journalled."""
+def journalled_in(left: Left) -> dict[str, int]:
+    """The executions whose results or failures are journalled, and the step of each."""
     with closing(open_store(left.url)) as store:
-        rows = store.journal(RUN_ID, [bytes.fromhex(path) for path in executions(left.ledger)])
-    return [(row.path.hex(), row.step_id) for row in rows if row.kind == "done"]
+        rows = store.journal(RUN_ID, [bytes.fromhex(line.split()[0]) for line in executions(left.ledger)])
+    return {f"{row.path.hex()} {json.loads(row.meta)['attempt'] if row.kind == 'done' else row.n}": row.step_id for row in rows}
 
 
 def ended(engine: Engine, ledger: Path) -> Ended:
@@ -94,7 +94,7 @@ def ended(engine: Engine, ledger: Path) -> Ended:
         state_hash=history[-1].state_hash,
         keys=[step.idempotency_key for step in history],
         events=[(event.step_id, event.position, event.node_id, event.type, event.data) for event in events],
-        paths=set(executions(ledger)),
+        executed=set(executions(ledger)),
     )
 
 
@@ -107,7 +107,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, program: Callable[[str
         patch.setenv("LEDGER", str(ledger))
         engine.submit(INPUT, run_id=RUN_ID)
         whole = ended(engine, ledger)
-    assert len(whole.paths) == executions(ledger).total() == EXECUTIONS
+    assert len(whole.executed) == executions(ledger).total() == EXECUTIONS
     assert [event[3] for event in whole.events] == ["ran", "large", *["ran"] * 7]
     return whole
 
@@ -118,8 +118,7 @@ def recovers(undisturbed: Ended, ledger_graph: Graph, monkeypatch: pytest.Monkey
 
     def recovers(left: Left, survey: Survey) -> None:
         # given what had been executed, and what of it had been journalled
-        before, journal = executions(left.ledger), journalled_in(left)
-        journalled = {path for path, _ in journal}
+        before, journalled = executions(left.ledger), journalled_in(left)
         with closing(open_store(left.url)) as store:
             rows = store.find_runs(run_ids=[RUN_ID])
         unfinished = [row.run_id for row in rows if row.status in ("pending", "running")]
@@ -127,7 +126,7 @@ def recovers(undisturbed: Ended, ledger_graph: Graph, monkeypatch: pytest.Monkey
         survey.not_begun += bool(rows and rows[0].step_id < 0)
         survey.under_way += bool(unfinished and rows[0].step_id >= 0)
         survey.with_results += bool(unfinished and journalled)
-        survey.in_the_middle_of_a_step += bool(unfinished and any(step_id > rows[0].step_id for _, step_id in journal))
+        survey.in_the_middle_of_a_step += bool(unfinished and max(journalled.values(), default=0) > rows[0].step_id)
         survey.ended += bool(rows and not unfinished)
 
         # when another process recovers it; what was not even submitted is submitted again
@@ -141,7 +140,7 @@ def recovers(undisturbed: Ended, ledger_graph: Graph, monkeypatch: pytest.Monkey
         assert recovered == undisturbed
         # and what was journalled did not run again, what was lost ran again once
         after = executions(left.ledger)
-        assert {path: after[path] for path in journalled} == {path: before[path] for path in journalled}
+        assert {line: after[line] for line in journalled} == {line: before[line] for line in journalled}
         assert set(after.values()) <= {1, 2}
         assert after.total() == EXECUTIONS + (before.total() - len(journalled))
 
@@ -236,7 +235,7 @@ def test_a_run_that_is_killed_between_any_two_statements_ends_as_if_undisturbed(
     ledger_runs: LedgerRuns, program: Callable[[str], Path], recovers: Recovers, tmp_path: Path
 ) -> None:
     # given for each place in the writing of a run a process that was killed there
-    arguments = [program("dying.py"), ledger_runs.graph, json.dumps(INPUT), RUN_ID, tmp_path]
+    arguments = [str(program("dying.py")), ledger_runs.graph, json.dumps(INPUT), RUN_ID, str(tmp_path)]
     subprocess.run([sys.executable, *arguments], check=True, timeout=100)
     traces = sorted(tmp_path.glob("*.trace"), key=lambda trace: int(trace.stem))
     survey, places = Survey(), set()
@@ -269,7 +268,7 @@ def test_the_command_line_goes_on_with_a_killed_run(
     process.kill()
     process.communicate()
     ledger = ledger_runs.ledger("killed")
-    journalled = {path for path, _ in journalled_in(ledger_runs.left_by("killed"))}
+    journalled = journalled_in(ledger_runs.left_by("killed"))
 
     # when it is submitted again under its id, or resumed
     resumption = ["resume", RUN_ID, "--graphs", ledger_runs.graph, "--store", ledger_runs.url("killed"), "--json"]
@@ -282,7 +281,7 @@ def test_the_command_line_goes_on_with_a_killed_run(
     assert (record["run_id"], record["status"]) == (RUN_ID, "succeeded")
     assert record["state_hash"] == undisturbed.state_hash
     assert journalled
-    assert all(executions(ledger)[path] == 1 for path in journalled)
+    assert all(executions(ledger)[line] == 1 for line in journalled)
 
 
 def test_a_killed_owner_that_nobody_has_waited_for_is_dead(

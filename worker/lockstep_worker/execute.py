@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import traceback
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Coroutine, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from lockstep.core.canonical import canonical_bytes
@@ -15,7 +15,7 @@ from lockstep.core.ordering import END, START
 from lockstep.core.policy import ConflictPolicy
 from lockstep.core.records import Failure, Route, Write
 from lockstep.core.state import State
-from lockstep.errors import LockstepError, NodeFailedError, NodeTimeoutError, RouteError, StateError
+from lockstep.errors import LockstepError, NodeFailedError, NodeTimeoutError, RouteError, StateError, text_of
 from lockstep.graph import Command, CompiledGraph, NodeSpec, Overwrite, Router, Send
 from lockstep.records import Task
 from lockstep.schema import instance_of, values_of
@@ -63,7 +63,7 @@ def failure_of(error: BaseException, task: Task) -> Failure:
     kinds = tuple(kind.__name__ for kind in type(error).__mro__ if kind is not object)
     if not isinstance(error, LockstepError):
         error = NodeFailedError(
-            f"node {task.node_id!r} raised {type(error).__name__}: {error}",
+            f"node {task.node_id!r} raised {type(error).__name__}: {text_of(error)}",
             error_type=type(error).__name__,
             traceback="".join(traceback.format_exception(error)),
         )
@@ -142,7 +142,7 @@ def _labelled(router: Router, node_id: str, chosen: Iterable[Any]) -> Iterator[A
     for choice in chosen:
         if router.labels is None or isinstance(choice, Send) or choice == END:
             yield choice
-        elif choice in router.labels:
+        elif isinstance(choice, Hashable) and choice in router.labels:
             yield router.labels[choice]
         else:
             known = ", ".join(map(repr, router.labels))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lockstep.records import Message, Task, TaskResult, Wake
 
@@ -22,10 +22,13 @@ class InProcessBroker:
         self._on_offer: Callable[[], None] = lambda: None
 
     def connect(self, on_offer: Callable[[], None]) -> None:
-        """Call `on_offer` after each task that is put into a queue."""
+        """Call `on_offer` when there may be new tasks."""
         self._on_offer = on_offer
 
-    def offer(self, task: Task) -> bool:
+    def offer(self, tasks: Sequence[Task]) -> list[bool]:
+        return [self._offer(task) for task in tasks]
+
+    def _offer(self, task: Task) -> bool:
         with self._lock:
             if self._depths[task.queue] >= self._queue_depth:
                 return False
@@ -55,6 +58,12 @@ class InProcessBroker:
                 messages.append(self._messages.get_nowait())
         except queue.Empty:
             return messages
+
+    def acknowledge(self) -> None:
+        pass  # What was received is in no other place.
+
+    def lost(self) -> list[Task]:
+        return []  # A worker of this process dies with its coordinator.
 
     def wake(self) -> None:
         self._messages.put(Wake())

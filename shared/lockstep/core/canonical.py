@@ -18,21 +18,21 @@ INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 MAX_DEPTH = 100
 """Levels of lists and dicts in a value. A bound of our own: the encoder's depends on how deep its caller stands."""
 
-_encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+encode_json = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
-def canonical_bytes(value: Any, *, field: str | None = None) -> bytes:
+def canonical_bytes(value: Any, *, field: str | None = None, depth: int = MAX_DEPTH) -> bytes:
     """The canonical bytes of a JSON value (None, bool, int, float, str, list or tuple, dict with string keys).
 
     Raises StateError, naming `field` and the place inside it, for anything else: other types, NaN and infinities, integers
     outside -2^63..2^63-1, keys that are no strings, lone surrogates, and more than MAX_DEPTH levels.
     """
     try:
-        if _keeps_its_meaning(value, MAX_DEPTH):
-            return _encode(value).encode()
+        if _keeps_its_meaning(value, depth):
+            return encode_json(value).encode()
     except (TypeError, ValueError):
         pass  # What the encoder refuses, _find_fault finds, and can say where it is.
-    place, why = _find_fault(value, "", MAX_DEPTH) or ("", "is not JSON")
+    place, why = _find_fault(value, "", depth) or ("", "is not JSON")
     what = f"field {field!r}" if field else "the value"
     raise StateError(f"{what}{' at ' + place if place else ''} {why}", field=field)
 

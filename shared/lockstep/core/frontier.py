@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from lockstep.core.canonical import encode_json
 from lockstep.core.ordering import END, ROOT_PATH, START, Ordering, order_key_of, path_of
 from lockstep.core.records import Finished, Frontier, Route, Waiting, WorkItem
 from lockstep.core.topology import Topology
@@ -170,5 +171,5 @@ def decode_frontier(data: bytes, step_id: int) -> Frontier:
 
 
 def _json(value: object) -> bytes:
-    """Canonical JSON of a value that was canonical before."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    """Canonical JSON of a value that was canonical before, so that it needs no checks."""
+    return encode_json(value).encode()

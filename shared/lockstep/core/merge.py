@@ -12,7 +12,7 @@ from lockstep.core.canonical import canonical_bytes
 from lockstep.core.policy import ConflictPolicy
 from lockstep.core.records import Write
 from lockstep.core.state import State
-from lockstep.errors import ConflictError, LockstepError, ReducerError, StateError
+from lockstep.errors import ConflictError, LockstepError, ReducerError, StateError, text_of
 
 Reducer = Callable[[Any, Any], Any]
 Convert = Callable[[Any], Any]
@@ -42,7 +42,7 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
             return value
         try:
             return self.load(value)
-        except (ValueError, TypeError) as error:
+        except Exception as error:  # the types are the user's, and may raise anything
             raise StateError(f"field {self.name!r}: {error}", field=self.name) from error
 
     def dumped(self, value: Any) -> Any:
@@ -51,7 +51,7 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
             return value
         try:
             return self.dump(value)
-        except (ValueError, TypeError) as error:
+        except Exception as error:  # the types are the user's, and may raise anything
             raise StateError(f"field {self.name!r}: {error}", field=self.name) from error
 
 
@@ -120,10 +120,10 @@ def _settle(
     if len(last_of_each) == 1 or policy is ConflictPolicy.LAST_WRITER_WINS:
         return last_of_each[-1].value
     if policy is ConflictPolicy.MERGE and field.merge is not None:
-        joined = field.loaded(_copied(last_of_each[0].value))
+        joined = field.loaded(_copied(field, last_of_each[0].value))
         for write in last_of_each[1:]:
-            joined = _call(field, field.merge, joined, field.loaded(_copied(write.value)))
-        return field.dumped(joined)
+            joined = _call(field, field.merge, joined, field.loaded(_copied(field, write.value)))
+        return _owned(field, joined)
     raise _conflict(
         field,
         writes,
@@ -136,7 +136,7 @@ def _reduce(field: Field, state: State, values: Sequence[Any]) -> Any:
     """Fold the reducer over the writes. Where there is no value yet, the first write is taken as it is."""
     assert field.reducer is not None
     # A reducer of the user's may change its arguments, so it gets copies; a pure one needs none.
-    pending = list(values) if field.pure else [_copied(value) for value in values]
+    pending = list(values) if field.pure else [_copied(field, value) for value in values]
     if field.name in state.encoded:
         current = state.values[field.name] if field.pure else json.loads(state.encoded[field.name])
     else:
@@ -144,12 +144,17 @@ def _reduce(field: Field, state: State, values: Sequence[Any]) -> Any:
     total = field.loaded(current)
     for value in pending:
         total = _call(field, field.reducer, total, field.loaded(value))
-    return field.dumped(total)
+    return _owned(field, total)
 
 
-def _copied(value: Any) -> Any:
+def _owned(field: Field, value: Any) -> Any:
+    """The JSON value of a user function's result, which the function may keep and change later; a dump is a copy already."""
+    return field.dumped(value) if field.pure or field.dump else _copied(field, value)
+
+
+def _copied(field: Field, value: Any) -> Any:
     """A JSON value that shares nothing with the given one."""
-    return json.loads(canonical_bytes(value))
+    return json.loads(canonical_bytes(value, field=field.name))
 
 
 def _call(field: Field, function: Reducer, current: Any, value: Any) -> Any:
@@ -157,10 +162,10 @@ def _call(field: Field, function: Reducer, current: Any, value: Any) -> Any:
         return function(current, value)
     except LockstepError:
         raise
-    except Exception as error:
+    except BaseException as error:  # also SystemExit: a reducer must not end its coordinator
         name = field.reducer_name or getattr(function, "__name__", repr(function))
         raise ReducerError(
-            f"the reducer {name} of field {field.name!r} raised {type(error).__name__}: {error}; "
+            f"the reducer {name} of field {field.name!r} raised {type(error).__name__}: {text_of(error)}; "
             f"the step's results are kept: mend the reducer, then retry the run",
             field=field.name,
             reducer=name,
@@ -174,14 +179,14 @@ def _fold_whole(schema: Schema, state: State, contributions: Sequence[Contributi
     total = schema.loaded(json.loads(state.to_bytes()))
     for _, writes in contributions:
         if writes:
-            delta = schema.loaded({schema.field(write.field).name: _copied(write.value) for write in writes})
+            delta = schema.loaded({write.field: _copied(schema.field(write.field), write.value) for write in writes})
             total = _call(whole, schema.whole, total, delta)
             if not isinstance(total, dict):
                 raise ReducerError(
                     f"the reducer {schema.whole_name} returned {type(total).__name__} instead of the state's dict",
                     reducer=schema.whole_name,
                 )
-    return State.of(schema.dumped(total))
+    return State.of({name: _owned(schema.field(name), value) for name, value in total.items()})
 
 
 def _conflict(

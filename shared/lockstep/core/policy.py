@@ -65,6 +65,6 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         try:
             pause = min(self.max_seconds, self.initial_seconds * self.factor ** (attempt - 1))
         except OverflowError:
-            pause = self.max_seconds
+            pause = self.max_seconds if self.initial_seconds else 0.0
         digest = hashlib.sha256(b"jitter" + path + attempt.to_bytes(4, "big")).digest()
         return pause * (1 + self.jitter * int.from_bytes(digest[:8], "big") / 2**64)

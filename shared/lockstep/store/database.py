@@ -43,9 +43,9 @@ def _database_at(url: sa.URL) -> Database:
     match url.get_backend_name():
         case "sqlite":
             if url.database in (None, "", ":memory:"):
+                shown = url.render_as_string(hide_password=True)
                 raise ConfigurationError(
-                    f"{url.render_as_string(hide_password=True)} names no file; use sqlite:///path, or memory:// to keep nothing",
-                    option="store",
+                    f"{shown} names no file; use sqlite:///path, or memory:// to keep nothing", option="store"
                 )
             from lockstep.store.sqlite import SqliteDatabase
 

@@ -9,7 +9,7 @@ import bisect
 import itertools
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
@@ -30,6 +30,7 @@ from lockstep.records import (
     Transition,
     Work,
 )
+from lockstep.store.sharing import fair_share, partition_ranges
 
 Clock = Callable[[], int]
 
@@ -42,8 +43,9 @@ def wall_clock_ms() -> int:
 class Lease:
     """The right to write, until `expires_at`."""
 
-    def __init__(self, holder: str, seconds: float) -> None:
+    def __init__(self, holder: str, seconds: float, embedded: bool) -> None:
         self.holder = holder
+        self.embedded = embedded
         self.seconds = seconds
         self.expires_at = 0
 
@@ -70,16 +72,48 @@ class MemoryStore:
         self._clock = clock
         self._lock = threading.RLock()
         self._leases: dict[str, Lease] = {}
+        self._owners: dict[str, str] = {}
+        self._graphs: dict[str, str] = {}
         self._runs: dict[str, StoredRun] = {}
         self._pending: set[str] = set()
         self._inbox: dict[str, Command] = {}
         self._known_commands: dict[str, str] = {}
         self._known_keys: set[bytes] = set()
 
-    def open_lease(self, lease_id: str, holder: str, seconds: float) -> None:
+    def open_lease(self, lease_id: str, holder: str, seconds: float, *, embedded: bool = True) -> None:
         with self._lock:
-            lease = self._leases[lease_id] = Lease(holder, seconds)
+            lease = self._leases[lease_id] = Lease(holder, seconds, embedded)
             lease.prolong(self._clock(), seconds)
+            if embedded:
+                self._owners[lease_id] = lease_id
+
+    def share(self, lease_id: str, graphs: Mapping[str, str], is_dead: Callable[[str], bool]) -> list[str]:
+        with self._lock:
+            if lease_id not in self._leases:
+                return []
+            self._end_leases(lease_id, is_dead)
+            self._graphs |= graphs
+            shared = list(partition_ranges())
+            coordinators = [other for other, lease in self._leases.items() if not lease.embedded]
+            mine = [name for name in shared if self._owners.get(name) == lease_id]
+            free = [name for name in shared if self._owners.get(name) not in self._leases]
+            kept, given = fair_share(mine, free, len(shared), len(coordinators))
+            self._owners |= dict.fromkeys(given, "") | dict.fromkeys(kept, lease_id)
+            return kept
+
+    def unfinished(self, partition_ids: Collection[str]) -> list[RunRow]:
+        with self._lock:
+            rows = (run.row for _, run in sorted(self._runs.items()))
+            return [row for row in rows if row.partition_id in partition_ids and row.status not in FINISHED]
+
+    def loaded_graphs(self) -> dict[str, str]:
+        with self._lock:
+            return dict(self._graphs)
+
+    def partition_of(self, shard: int) -> str | None:
+        with self._lock:
+            ranges = {name: bounds for name, bounds in partition_ranges().items() if name in self._owners}
+            return next((name for name, (first, last) in ranges.items() if first <= shard <= last), None)
 
     def renew_lease(self, lease_id: str, seconds: float) -> bool:
         with self._lock:
@@ -172,26 +206,29 @@ class MemoryStore:
         is_dead: Callable[[str], bool],
     ) -> list[str]:
         with self._lock:
-            now = self._clock()
-            self._leases = {
-                other: lease
-                for other, lease in self._leases.items()
-                if other == lease_id or not (lease.expires_at < now or is_dead(lease.holder))
-            }
+            self._end_leases(lease_id, is_dead)
             adopted = []
             for run_id, run in self._runs.items():
                 wanted = run.row.status not in FINISHED if run_ids is None else run_id in run_ids
-                orphan = run.row.partition_id not in self._leases
+                orphan = self._owners.get(run.row.partition_id) not in self._leases
                 if wanted and orphan and run.row.graph_hash in graph_hashes:
                     run.row = msgspec.structs.replace(run.row, partition_id=lease_id)
                     adopted.append(run_id)
             return sorted(adopted)
 
+    def _end_leases(self, lease_id: str, is_dead: Callable[[str], bool]) -> None:
+        now = self._clock()
+        self._leases = {
+            other: lease
+            for other, lease in self._leases.items()
+            if other == lease_id or not (lease.expires_at < now or is_dead(lease.holder))
+        }
+
     def poll(self, lease_id: str) -> Work:
         with self._lock:
 
             def is_mine(run_id: str) -> bool:
-                return lease_id in self._leases and self._runs[run_id].row.partition_id == lease_id
+                return lease_id in self._leases and self._owners.get(self._runs[run_id].row.partition_id) == lease_id
 
             return Work(
                 [self._runs[run_id].row for run_id in sorted(self._pending) if is_mine(run_id)],

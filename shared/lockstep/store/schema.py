@@ -35,6 +35,15 @@ partitions = Table(
     comment="A set of runs with one owner. An embedded engine's has no shards: only its own runs point to it.",
 )
 
+graphs = Table(
+    "graphs",
+    metadata,
+    Column("name", NAME, primary_key=True),
+    Column("graph_hash", IDENTIFIER, primary_key=True),
+    Column("loaded_at", BigInteger, nullable=False),
+    comment="The graphs that coordinators have loaded: a client submits by name, and gets the version loaded last.",
+)
+
 runs = Table(
     "runs",
     metadata,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from lockstep.store.clock import now_ms, prolonged
 from lockstep.store.commit import GroupCommit
 from lockstep.store.database import open_database
 from lockstep.store.migrate import HEAD, current_revision, upgrade
+from lockstep.store.sharing import fair_share, partition_ranges
 
 IN_LIST = 500
 """Values in one IN (...): databases bound the parameters of a statement, SQLite of old at 999."""
@@ -88,15 +89,75 @@ class SqlStore:
                 )
             upgrade(connection)
 
-    def open_lease(self, lease_id: str, holder: str, seconds: float) -> None:
+    def open_lease(self, lease_id: str, holder: str, seconds: float, *, embedded: bool = True) -> None:
         with self._writing() as connection:
             connection.execute(
                 sa.insert(schema.leases).values(
                     lease_id=lease_id, holder=holder, expires_at=now_ms() + int(seconds * 1000), last_commit_id=0
                 )
             )
-            connection.execute(sa.insert(schema.partitions).values(partition_id=lease_id, lease_id=lease_id, epoch=1))
+            if embedded:
+                connection.execute(sa.insert(schema.partitions).values(partition_id=lease_id, lease_id=lease_id, epoch=1))
         self._lease_seconds[lease_id] = seconds
+
+    def share(self, lease_id: str, graphs: Mapping[str, str], is_dead: Callable[[str], bool]) -> list[str]:
+        p = schema.partitions.c
+        with self._writing() as connection:
+            self._database.lock_schema(connection)  # One coordinator shares out at a time.
+            self._end_leases(connection, lease_id, is_dead)
+            if not graphs.items() <= self._loaded_graphs(connection).items():
+                self._note_graphs(connection, graphs)
+            ranges = partition_ranges()
+            shared = sa.select(p.partition_id, p.lease_id).where(p.first_shard.is_not(None)).order_by(p.partition_id)
+            owners = {row.partition_id: row.lease_id for row in connection.execute(shared)}
+            if not owners:
+                rows = [
+                    {"partition_id": name, "lease_id": None, "epoch": 0, "first_shard": first, "last_shard": last}
+                    for name, (first, last) in ranges.items()
+                ]
+                connection.execute(sa.insert(schema.partitions), rows)
+                owners = dict.fromkeys(ranges)
+            alone = sa.select(p.partition_id).where(p.first_shard.is_(None))
+            held = sa.select(schema.leases.c.lease_id).where(schema.leases.c.lease_id.not_in(alone))
+            alive = set(connection.execute(held).scalars())
+            if lease_id not in alive:
+                return []
+            mine = [name for name, owner in owners.items() if owner == lease_id]
+            free = [name for name, owner in owners.items() if owner not in alive]
+            kept, given = fair_share(mine, free, len(owners), len(alive))
+            for names, owner in ((given, None), (sorted(set(kept) - set(mine)), lease_id)):
+                change = sa.update(schema.partitions).where(p.partition_id.in_(names))
+                connection.execute(change.values(lease_id=owner, epoch=p.epoch + 1))
+            return kept
+
+    @staticmethod
+    def _loaded_graphs(connection: sa.Connection) -> dict[str, str]:
+        g = schema.graphs.c
+        return {row.name: row.graph_hash for row in connection.execute(sa.select(schema.graphs).order_by(g.loaded_at))}
+
+    @staticmethod
+    def _note_graphs(connection: sa.Connection, graphs: Mapping[str, str]) -> None:
+        g = schema.graphs.c
+        for name, graph_hash in graphs.items():
+            connection.execute(sa.delete(schema.graphs).where(g.name == name, g.graph_hash == graph_hash))
+            connection.execute(sa.insert(schema.graphs).values(name=name, graph_hash=graph_hash, loaded_at=now_ms()))
+
+    def unfinished(self, partition_ids: Collection[str]) -> list[RunRow]:
+        u, r = schema.unfinished.c, schema.runs.c
+        query = sa.select(schema.runs).join(schema.unfinished, u.run_id == r.run_id).order_by(r.run_id)
+        with self._reading() as connection:
+            return [_run_row(row) for row in connection.execute(query.where(u.partition_id.in_(list(partition_ids))))]
+
+    def loaded_graphs(self) -> dict[str, str]:
+        with self._reading() as connection:
+            return self._loaded_graphs(connection)
+
+    def partition_of(self, shard: int) -> str | None:
+        p = schema.partitions.c
+        with self._reading() as connection:
+            query = sa.select(p.partition_id).where(p.first_shard <= shard, p.last_shard >= shard)
+            found: str | None = connection.execute(query).scalar()
+            return found
 
     def renew_lease(self, lease_id: str, seconds: float) -> bool:
         until = prolonged(schema.leases.c.expires_at, int(seconds * 1000))
@@ -189,14 +250,7 @@ class SqlStore:
     ) -> list[str]:
         leases, partitions, u, r = schema.leases.c, schema.partitions.c, schema.unfinished.c, schema.runs.c
         with self._writing() as connection:
-            now = connection.execute(sa.select(now_ms())).scalar_one()
-            dead = [
-                row.lease_id
-                for row in connection.execute(sa.select(schema.leases).where(leases.lease_id != lease_id))
-                if row.expires_at < now or is_dead(row.holder)
-            ]
-            for some in _chunks(dead):
-                connection.execute(sa.delete(schema.leases).where(leases.lease_id.in_(some)))
+            self._end_leases(connection, lease_id, is_dead)
             owned = sa.select(partitions.partition_id).where(partitions.lease_id.in_(sa.select(leases.lease_id)))
             if run_ids is None:
                 source = sa.select(u.run_id).where(u.partition_id.not_in(owned), u.graph_hash.in_(list(graph_hashes)))
@@ -216,6 +270,19 @@ class SqlStore:
                     connection.execute(sa.update(table).where(table.c.run_id.in_(some)).values(partition_id=lease_id))
             self._drop_empty_partitions(connection)
         return adopted
+
+    @staticmethod
+    def _end_leases(connection: sa.Connection, lease_id: str, is_dead: Callable[[str], bool]) -> None:
+        """End the leases of others that are past their time or whose holders are dead; waits for their open commits."""
+        leases = schema.leases.c
+        now = connection.execute(sa.select(now_ms())).scalar_one()
+        dead = [
+            row.lease_id
+            for row in connection.execute(sa.select(schema.leases).where(leases.lease_id != lease_id))
+            if row.expires_at < now or is_dead(row.holder)
+        ]
+        for some in _chunks(dead):
+            connection.execute(sa.delete(schema.leases).where(leases.lease_id.in_(some)))
 
     def poll(self, lease_id: str) -> Work:
         u, r, c, p = schema.unfinished.c, schema.runs.c, schema.inbox.c, schema.partitions.c

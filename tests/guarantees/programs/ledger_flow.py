@@ -1,7 +1,7 @@
 """A graph whose nodes note each execution outside the database: a line in the file LEDGER, and a byte in the pipe LEDGER_PULSE.
 
-    first --> second --a Send for each--> work --> join --> last
-                     \\----------------> beside --/
+first --> second --a Send for each--> work --> join --> last
+                 \\----------------> beside --/      (fails at first)
 """
 
 import operator
@@ -10,7 +10,7 @@ import random
 import time
 from typing import Annotated, Any, TypedDict
 
-from lockstep import START, Context, Graph, Send
+from lockstep import START, Context, Graph, RetryPolicy, Send
 
 
 class State(TypedDict, total=False):
@@ -53,9 +53,12 @@ def second(state: State, ctx: Context) -> dict[str, Any]:
     return {**noted(ctx, "second"), "text": "x" * 20_000}  # Enough for a snapshot.
 
 
-@graph.node
+@graph.node(retry=RetryPolicy(max_attempts=2, initial_seconds=0.0))
 def beside(state: State, ctx: Context) -> dict[str, Any]:
-    return noted(ctx, "beside")
+    delta = noted(ctx, "beside")
+    if ctx.attempt == 1:
+        raise ConnectionError("the first attempt always fails")
+    return delta
 
 
 @graph.node

@@ -14,6 +14,14 @@ down_revision = None
 def upgrade() -> None:
     """Create all tables."""
     op.create_table(
+        "graphs",
+        sa.Column("name", NAME, nullable=False),
+        sa.Column("graph_hash", IDENTIFIER, nullable=False),
+        sa.Column("loaded_at", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", "graph_hash"),
+        comment="The graphs that coordinators have loaded: a client submits by name, and gets the version loaded last.",
+    )
+    op.create_table(
         "inbox",
         sa.Column("number", NUMBER, autoincrement=True, nullable=False),
         sa.Column("run_id", RUN_ID, nullable=False),
