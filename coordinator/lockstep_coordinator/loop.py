@@ -70,6 +70,7 @@ class Coordinator:
         self._moved: dict[str, ActiveRun] = {}
         self._commit_ids = itertools.count(1)
         self._stopping = threading.Event()
+        self._commands_sent = threading.Event()
 
     def take(self, rows: Iterable[RunRow]) -> None:
         """Begin or go on with runs that this lease owns."""
@@ -113,6 +114,9 @@ class Coordinator:
                     self._absorb(message)
                 case Wake():
                     self._take_arrivals()
+                    if self._commands_sent.is_set():
+                        self._commands_sent.clear()
+                        self._look()
                 case _:
                     assert_never(message)
         self._fire_timers()
@@ -170,6 +174,10 @@ class Coordinator:
         return run
 
     def _sweep(self) -> None:
+        self._set_timer(SWEEP_SECONDS, self._sweep)
+        self._look()
+
+    def _look(self) -> None:
         """Look for what no message announced: runs submitted elsewhere, and commands."""
         work = self._store.poll(self._lease_id)
         for row in work.new:
@@ -177,7 +185,6 @@ class Coordinator:
                 self._load(row)
         for command in work.commands:
             self._obey(command)
-        self._set_timer(SWEEP_SECONDS, self._sweep)
 
     def _obey(self, command: Command) -> None:
         run = self._runs.get(command.run_id)
@@ -190,7 +197,7 @@ class Coordinator:
 
     def wake_for_commands(self) -> None:
         """Look into the inbox now rather than at the next sweep."""
-        self._set_timer(0.0, self._sweep)
+        self._commands_sent.set()
         self._broker.wake()
 
     def _commit(self) -> None:
@@ -245,7 +252,7 @@ class Coordinator:
         self._runs.pop(run.run_id, None)
         self._dispatcher.remove(run)
         if run.in_flight:
-            self._broker.withdraw(run.run_id)
+            self._broker.cancel(run.run_id)
 
     def _expire(self, run_id: str, error: LockstepError) -> None:
         """End a run that took too long."""

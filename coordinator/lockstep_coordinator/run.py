@@ -66,7 +66,7 @@ class ActiveRun:
         self._budget_used: dict[bytes, int] = {}
         self._pausing: set[bytes] = set()
         self._deliveries: dict[bytes, int] = {}
-        self._dead: dict[bytes, LockstepError] = {}
+        self._dead: dict[bytes, tuple[LockstepError, BaseException | None]] = {}
         self._fatal: LockstepError | None = None
         self._journal: list[JournalRow] = []
         self._consumed: list[str] = []
@@ -131,7 +131,7 @@ class ActiveRun:
         )
 
     def next_item(self) -> WorkItem | None:
-        """The ready item that is first in order, which is in flight from now on; None: there is none, or enough are in flight."""
+        """The first ready item, which is in flight from now on; None: there is none, or enough are in flight."""
         if len(self.in_flight) >= self.options.in_flight:
             return None
         queues = [items for items in self.ready.values() if items]
@@ -173,8 +173,7 @@ class ActiveRun:
         if pause_seconds is not None:
             self._pausing.add(item.path)
             return Retry(item, pause_seconds)
-        self._dead[item.path] = LockstepError.from_record(failure.error)
-        self.cause = self.cause or result.cause
+        self._dead[item.path] = (LockstepError.from_record(failure.error), result.cause)
         return Verdict.TAKEN
 
     def end_pause(self, item: WorkItem) -> bool:
@@ -274,7 +273,8 @@ class ActiveRun:
             return None
         if not self.options.fail_fast and len(self._outcomes) + len(self._dead) < len(self._items):
             return None
-        return next(self._dead[item.path] for item in self.frontier.items if item.path in self._dead)
+        error, self.cause = next(self._dead[item.path] for item in self.frontier.items if item.path in self._dead)
+        return error
 
     def _step(self) -> Step | None:
         """The next step, if no result is missing. Computed once: before, results just accumulate."""

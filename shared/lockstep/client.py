@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
@@ -78,7 +79,7 @@ class Run:
 
     def __init__(self, run_id: str, backend: Backend, owner: object = None) -> None:
         self.run_id = run_id
-        self._backend = backend
+        self.backend = backend
         self._owner = owner  # An engine lives as long as it, or a run of it, is used.
         self._retried_version = -1
 
@@ -87,7 +88,7 @@ class Run:
 
     def row(self) -> RunRow:
         """The run as stored. Raises RunNotFoundError."""
-        rows = self._backend.reader.find_runs(run_ids=[self.run_id])
+        rows = self.backend.reader.find_runs(run_ids=[self.run_id])
         if not rows:
             raise RunNotFoundError(f"no run {self.run_id!r}; `lockstep runs` lists those there are", run_id=self.run_id)
         return rows[0]
@@ -117,11 +118,11 @@ class Run:
         process, or another LockstepError; RunCancelledError, RunInterruptedError; WaitTimeoutError after `timeout_seconds`.
         """
         changed = threading.Event()
-        unsubscribe = self._backend.subscribe(self.run_id, changed.set, each_step=False)
+        unsubscribe = self.backend.subscribe(self.run_id, changed.set, each_step=False)
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         try:
-            while not self._is_settled(row := self.row()):
-                self._backend.check()
+            while not self.is_settled(row := self.row()):
+                self.backend.check()
                 left = POLL_SECONDS if deadline is None else min(POLL_SECONDS, deadline - time.monotonic())
                 if left <= 0:
                     raise self._timeout(timeout_seconds)
@@ -134,17 +135,12 @@ class Run:
     async def aresult(self, timeout_seconds: float | None = None) -> dict[str, Any]:
         """`result` without blocking the event loop; waiting takes no thread."""
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
-        unsubscribe = self._backend.subscribe(self.run_id, lambda: _set_from_thread(loop, changed), each_step=False)
+        unsubscribe = self.backend.subscribe(self.run_id, lambda: _set_from_thread(loop, changed), each_step=False)
         try:
             async with asyncio.timeout(timeout_seconds) as limit:
-                while not self._is_settled(row := await asyncio.to_thread(self.row)):
-                    self._backend.check()
-                    try:
-                        await asyncio.wait_for(changed.wait(), POLL_SECONDS)
-                    except TimeoutError:
-                        if limit.expired():
-                            raise
-                    changed.clear()
+                while not self.is_settled(row := await asyncio.to_thread(self.row)):
+                    self.backend.check()
+                    await _wait_for(changed, POLL_SECONDS)
                 return await asyncio.to_thread(self._result_of, row)
         except TimeoutError:
             if not limit.expired():
@@ -162,12 +158,12 @@ class Run:
 
     def _result_of(self, row: RunRow) -> dict[str, Any]:
         if row.status is RunStatus.SUCCEEDED:
-            return self._typed(row, read_state(self._backend.reader, self.run_id, row.step_id))
+            return self.typed(row, read_state(self.backend.reader, self.run_id, row.step_id))
         if row.status in (RunStatus.INTERRUPTED, RunStatus.PAUSED):
             raise RunInterruptedError(f"run {self.run_id} is {row.status}; resume it to go on", run_id=self.run_id)
         error = _error_of(row)
         assert error is not None, "a run that failed or was cancelled has its error"
-        raise error from self._backend.cause_of(self.run_id)
+        raise error from self.backend.cause_of(self.run_id)
 
     def state(self, step_id: int | None = None) -> dict[str, Any]:
         """The state after a step, or after the last committed one; typed where the run's graph is loaded, else JSON values.
@@ -175,11 +171,11 @@ class Run:
         Raises StateError if that step is not committed.
         """
         row = self.row()
-        return self._typed(row, read_state(self._backend.reader, self.run_id, row.step_id if step_id is None else step_id))
+        return self.typed(row, read_state(self.backend.reader, self.run_id, row.step_id if step_id is None else step_id))
 
     def json_state(self) -> dict[str, Any]:
         """The state after the last committed step, as JSON values."""
-        return read_state(self._backend.reader, self.run_id, self.row().step_id)
+        return read_state(self.backend.reader, self.run_id, self.row().step_id)
 
     async def astate(self, step_id: int | None = None) -> dict[str, Any]:
         """`state` without blocking the event loop."""
@@ -187,7 +183,7 @@ class Run:
 
     def history(self) -> list[StepRecord]:
         """The committed steps, oldest first."""
-        return list(read_history(self._backend.reader, self.run_id, 0, self.row().step_id))
+        return list(read_history(self.backend.reader, self.run_id, 0, self.row().step_id))
 
     async def ahistory(self) -> list[StepRecord]:
         """`history` without blocking the event loop."""
@@ -198,37 +194,50 @@ class Run:
 
         Steps are read from the store, so a slow reader holds nothing up and misses nothing.
         """
-        _check_modes(modes)
+        check_modes(modes)
+        return self._stream(modes)
+
+    def _stream(self, modes: Sequence[StreamMode]) -> Iterator[StreamEvent]:
         changed = threading.Event()
-        unsubscribe = self._backend.subscribe(self.run_id, changed.set, each_step=True)
+        unsubscribe = self.backend.subscribe(self.run_id, changed.set, each_step=True)
         follower = Follower(self, modes)
         try:
-            while True:
-                row = self.row()
-                yield from follower.events(row)
-                if self._is_settled(row):
-                    break
-                self._backend.check()
-                changed.wait(POLL_SECONDS)
-                changed.clear()
+            while not follower.ended:
+                yield from (events := follower.read())
+                if not events and not follower.ended:
+                    self.backend.check()
+                    changed.wait(POLL_SECONDS)
+                    changed.clear()
         finally:
             unsubscribe()
-        self._result_of(row)
+        self._result_of(self.row())
 
-    async def astream(self, modes: Sequence[StreamMode] = ("values",)) -> AsyncIterator[StreamEvent]:
+    def astream(self, modes: Sequence[StreamMode] = ("values",)) -> AsyncIterator[StreamEvent]:
         """`stream` without blocking the event loop."""
-        events = self.stream(modes)
+        check_modes(modes)
+        return self._astream(modes)
+
+    async def _astream(self, modes: Sequence[StreamMode]) -> AsyncIterator[StreamEvent]:
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        unsubscribe = self.backend.subscribe(self.run_id, lambda: _set_from_thread(loop, changed), each_step=True)
+        follower = Follower(self, modes)
         try:
-            while (event := await asyncio.to_thread(next, events, None)) is not None:
-                yield event
+            while not follower.ended:
+                events = await asyncio.to_thread(follower.read)
+                for event in events:
+                    yield event
+                if not events and not follower.ended:
+                    self.backend.check()
+                    await _wait_for(changed, POLL_SECONDS)
         finally:
-            events.close()  # type: ignore[attr-defined]  # a generator, typed as what callers may rely on
+            unsubscribe()
+        await asyncio.to_thread(lambda: self._result_of(self.row()))
 
     def cancel(self, reason: str = "requested") -> None:
         """Ask the run's owner to end it; `result` then raises RunCancelledError. One that has ended stays as it is."""
         self._command("cancel", reason)
 
-    def _is_settled(self, row: RunRow) -> bool:
+    def is_settled(self, row: RunRow) -> bool:
         """Whether nothing more comes without somebody's doing; a failure that `retry` was called for does not count."""
         return row.status in SETTLED and row.version > self._retried_version
 
@@ -245,40 +254,46 @@ class Run:
             self._command("retry", changes)
 
     def _command(self, kind: str, payload: Any) -> None:
-        self._backend.send(
-            Command(run_id=self.run_id, command_id=uuid.uuid4().hex, kind=kind, payload=canonical_bytes(payload))
-        )
+        self.backend.send(Command(run_id=self.run_id, command_id=uuid.uuid4().hex, kind=kind, payload=canonical_bytes(payload)))
 
-    def _typed(self, row: RunRow, values: dict[str, Any]) -> dict[str, Any]:
-        schema = self._backend.schema_of(row)
+    def typed(self, row: RunRow, values: dict[str, Any]) -> dict[str, Any]:
+        """Values as their annotations say, where the run's graph is loaded."""
+        schema = self.backend.schema_of(row)
         return values if schema is None else schema.loaded(values)
 
 
 class Follower:
-    """Reads the steps of a run that it has not read yet, and makes stream events of them."""
+    """Reads the steps of a run that it has not read yet, in portions, and makes stream events of them."""
 
     def __init__(self, run: Run, modes: Sequence[StreamMode]) -> None:
+        self.ended = False
+        """Whether the run has come to rest and all its steps are read."""
         self._run = run
         self._modes = modes
         self._next_step = 0
         self._offset = 0
         self._state = State()
 
-    def events(self, row: RunRow) -> Iterator[StreamEvent]:
-        """The events of all steps up to the row's."""
-        reader = self._run._backend.reader
-        while self._next_step <= row.step_id:
-            first, last = self._next_step, min(self._next_step + STEPS_PER_READ - 1, row.step_id)
-            records = list(read_history(reader, row.run_id, first, last)) if "updates" in self._modes else []
-            for step in reader.steps(row.run_id, first, last):
-                if records:
-                    for task in records[step.step_id - first].tasks:
-                        yield self._event("updates", task.delta, step.step_id, task.node_id)
-                if "values" in self._modes:
-                    self._state = apply_patches(self._state.to_bytes(), [step.patch])
-                    values = json.loads(self._state.to_bytes())
-                    yield self._event("values", self._run._typed(row, values), step.step_id, None)
-            self._next_step = last + 1
+    def read(self) -> list[StreamEvent]:
+        """The events of the next steps, none if there are no new ones."""
+        row = self._run.row()
+        first, last = self._next_step, min(self._next_step + STEPS_PER_READ - 1, row.step_id)
+        events = list(self._events(row, first, last)) if first <= last else []
+        self._next_step = last + 1
+        self.ended = self._next_step > row.step_id and self._run.is_settled(row)
+        return events
+
+    def _events(self, row: RunRow, first: int, last: int) -> Iterator[StreamEvent]:
+        reader = self._run.backend.reader
+        records = list(read_history(reader, row.run_id, first, last)) if "updates" in self._modes else []
+        for step in reader.steps(row.run_id, first, last):
+            if records:
+                for task in records[step.step_id - first].tasks:
+                    yield self._event("updates", task.delta, step.step_id, task.node_id)
+            if "values" in self._modes:
+                self._state = apply_patches(self._state.to_bytes(), [step.patch])
+                values = json.loads(self._state.to_bytes())
+                yield self._event("values", self._run.typed(row, values), step.step_id, None)
 
     def _event(self, mode: StreamMode, data: dict[str, Any], step_id: int, node_id: str | None) -> StreamEvent:
         event = StreamEvent(mode, data, step_id, node_id, self._offset)
@@ -290,12 +305,21 @@ def _error_of(row: RunRow) -> LockstepError | None:
     return LockstepError.from_record(json.loads(row.error)) if row.error is not None else None
 
 
+async def _wait_for(changed: asyncio.Event, seconds: float) -> None:
+    """Wait for the event, at most this long, and take it back."""
+    with contextlib.suppress(asyncio.TimeoutError):
+        async with asyncio.timeout(seconds):
+            await changed.wait()
+    changed.clear()
+
+
 def _set_from_thread(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
     if not loop.is_closed():
         loop.call_soon_threadsafe(event.set)
 
 
-def _check_modes(modes: Sequence[StreamMode]) -> None:
+def check_modes(modes: Sequence[StreamMode]) -> None:
+    """Raise ConfigurationError for stream modes that there are not."""
     unknown = [mode for mode in modes if mode not in STREAM_MODES]
     if unknown or isinstance(modes, str):
         raise ConfigurationError(f"stream modes are a list of {', '.join(STREAM_MODES)}; got {modes!r}", option="modes")

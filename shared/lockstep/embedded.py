@@ -42,7 +42,7 @@ class Embedded:
         self.lease_id = self._lease.lease_id
         broker = InProcessBroker(options.queue_depth)
         self.executor = Executor(graphs, options.slots, "embedded", broker.take, broker.deliver)
-        broker.connect(self.executor.pump)
+        broker.connect(self.executor.pump, self.executor.cancel)
         self.coordinator = Coordinator(self.store, broker, self.lease_id, graphs, observer=self)
         self._thread = threading.Thread(target=self.coordinator.run, name="lockstep-coordinator", daemon=True)
         self._thread.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 import uuid
@@ -9,7 +10,7 @@ import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
-from lockstep.client import Run, StreamEvent, StreamMode
+from lockstep.client import Run, StreamEvent, StreamMode, check_modes
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.lifecycle import FINISHED, RunStatus
 from lockstep.core.ordering import shard_of
@@ -149,15 +150,17 @@ class Engine:
         graph: str | None = None,
     ) -> dict[str, Any]:
         """`invoke` without blocking the event loop. Nodes run on the engine's own loop, not on the caller's."""
-        run = self.submit(input, run_id=run_id, thread_id=thread_id, graph=graph, options=options)
+        run = await asyncio.to_thread(self.submit, input, run_id=run_id, thread_id=thread_id, graph=graph, options=options)
         return await run.aresult()
 
     def stream(self, input: Any, modes: Sequence[StreamMode] = ("values",), **submission: Any) -> Iterator[StreamEvent]:
         """Submit a run and follow its steps; takes `submit`'s arguments. See `Run.stream`."""
+        check_modes(modes)
         return self.submit(input, **submission).stream(modes)
 
     def astream(self, input: Any, modes: Sequence[StreamMode] = ("values",), **submission: Any) -> AsyncIterator[StreamEvent]:
         """`stream` for asyncio."""
+        check_modes(modes)
         return self.submit(input, **submission).astream(modes)
 
     def run(self, run_id: str) -> Run:

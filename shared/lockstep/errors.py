@@ -91,7 +91,7 @@ class LockstepError(Exception):
 
 
 def text_of(value: object) -> str:
-    """`str(value)` as text that can be stored, whatever it is: lone surrogates are escaped, and a failing __str__ is said so."""
+    """`str(value)` as text that can be stored: lone surrogates are escaped, and a __str__ that raises is said to do so."""
     try:
         text = str(value)
     except Exception as error:

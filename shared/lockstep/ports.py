@@ -74,7 +74,7 @@ class Store(Reader, Protocol):
         """Take this coordinator's part of the partitions that cover all shards, and return those that it has now.
 
         Ends leases as `adopt` does, makes the partitions if there are none, takes those without an owner, and gives back what
-        is above a fair share. `graphs` are the hashes of the coordinator's graphs by name, which clients may submit from then on.
+        is above a fair share. `graphs` are the hashes of the coordinator's graphs by name, for clients to submit.
         """
 
     def unfinished(self, partition_ids: Collection[str]) -> list[RunRow]:
@@ -129,7 +129,7 @@ class Broker(Protocol):
     def offer(self, tasks: Sequence[Task]) -> list[bool]:
         """Put tasks at the ends of their queues, in order, and say of each whether it is there.
 
-        False: the queue holds `queue_depth` tasks already. Then the later ones for that queue are refused too, so none overtakes.
+        False: the queue holds `queue_depth` tasks already. Then the later ones for that queue are refused as well.
         """
 
     def receive(self, timeout_seconds: float) -> list[Message]:
@@ -146,6 +146,9 @@ class Broker(Protocol):
 
     def withdraw(self, run_id: str) -> list[bytes]:
         """Take a run's tasks out of the queues, and return their paths; those that a worker has taken go on."""
+
+    def cancel(self, run_id: str) -> None:
+        """Nothing of the run is wanted any more: withdraw its tasks, and tell the workers that have some."""
 
     def depth(self, queue: str) -> int:
         """How many tasks a queue holds."""

@@ -176,8 +176,8 @@ class Work(msgspec.Struct, frozen=True):
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """A work item handed to a worker, with all that the worker needs to execute it.
 
-    `state` is S(k-1) as canonical bytes, or empty where `state_ref` says what to fetch; `payload` a Send's, which then replaces it.
-    `reply_to` is the partition that wants the result.
+    `state` is S(k-1) as canonical bytes, or empty where `state_ref` says what to fetch; `payload` a Send's, which then replaces
+    it. `reply_to` is the partition that wants the result.
     """
 
     run_id: str

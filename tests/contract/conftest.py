@@ -1,6 +1,6 @@
 """What the contract suite shares: the list of adapters, fresh stores with a second handle, and `World`, which uses them.
 
-A store joins the suite by joining `ADAPTERS`. Where it keeps less than the port promises, a field of `Adapter` says so.
+A store joins the suite by joining `ADAPTERS`. What the reference model does not do, a test asks of `sql_adapter` alone.
 """
 
 from __future__ import annotations
@@ -44,8 +44,6 @@ class Adapter:
     """Makes an empty database, in the folder if it needs files, and returns what opens one more handle on it."""
     expire: Callable[[Store, str], None]
     """Lets the time of a lease run out at once, so that no test waits for it."""
-    has_column_types: bool
-    """False: it keeps whatever Python value it is given, so it refuses none."""
 
 
 def fresh_memory(_: Path) -> Callable[[], Store]:
@@ -107,19 +105,18 @@ def expire_in_sql(store: Store, lease_id: str) -> None:
 
 
 ADAPTERS = [
-    Adapter("memory", fresh_memory, expire_in_memory, has_column_types=False),
-    Adapter("sqlite", fresh_sqlite, expire_in_sql, has_column_types=True),
-    Adapter("postgres", fresh_postgres, expire_in_sql, has_column_types=True),
+    Adapter("memory", fresh_memory, expire_in_memory),
+    Adapter("sqlite", fresh_sqlite, expire_in_sql),
+    Adapter("postgres", fresh_postgres, expire_in_sql),
 ]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`adapter` is each of the adapters in turn; `sql_adapter` each but the reference model."""
-    if "adapter" in metafunc.fixturenames:
-        metafunc.parametrize("adapter", ADAPTERS, ids=lambda adapter: adapter.name)
-    if "sql_adapter" in metafunc.fixturenames:
-        others = [adapter for adapter in ADAPTERS if adapter.name != "memory"]
-        metafunc.parametrize("sql_adapter", others, ids=lambda adapter: adapter.name)
+    """`adapter` is each of the adapters in turn; `sql_adapter` each but the reference model. Asked for both, they are one."""
+    asked = [name for name in ("adapter", "sql_adapter") if name in metafunc.fixturenames]
+    if asked:
+        chosen = [adapter for adapter in ADAPTERS if "sql_adapter" not in asked or adapter.name != "memory"]
+        metafunc.parametrize(asked, [[adapter] * len(asked) for adapter in chosen], ids=[adapter.name for adapter in chosen])
 
 
 @pytest.fixture

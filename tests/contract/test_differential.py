@@ -162,17 +162,19 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         number=numbers,
-        ended=st.none() | numbers,
-        hashes=st.sampled_from([HASHES, ["hash-1"], []]),
+        ended=numbers,
+        hashes=st.sampled_from([HASHES, HASHES, ["hash-1"], []]),
         some=st.none() | st.lists(run_ids),
         dead=st.sampled_from(["nobody", *HOLDERS]),
     )
-    def adopt(self, number: int, ended: int | None, hashes: Collection[str], some: Collection[str] | None, dead: str) -> None:
-        adopter = self.lease(number)
-        if ended is not None:
-            lease = self.lease(ended)
+    def adopt(self, number: int, ended: int, hashes: Collection[str], some: Collection[str] | None, dead: str) -> None:
+        """Some lease ends, in most cases, and somebody takes over."""
+        lease, adopter = self.lease(ended), self.lease(number)
+        if ended < 7:
             self.both(lambda store: store.close_lease(lease))
         self.both(lambda store: store.adopt(adopter, hashes, some, lambda holder: holder == dead))
+        if not self.model._leases:
+            self.open_lease("holder-1", HOUR)
 
     # Runs.
 
@@ -199,9 +201,11 @@ class Machine(RuleBasedStateMachine):
         ]
         self.both(lambda store: store.submit(runs))
 
-    @rule(run_id=run_ids)
-    def delete(self, run_id: str) -> None:
-        self.both(lambda store: store.delete(run_id))
+    @rule(number=numbers)
+    def delete(self, number: int) -> None:
+        finished = [row.run_id for row in self.model.find_runs() if row.status in FINISHED]
+        some = finished if finished and number < 8 else RUNS
+        self.both(lambda store: store.delete(some[number % len(some)]))
 
     @rule(run_id=run_ids, command_id=st.sampled_from(COMMANDS), kind=st.sampled_from(["cancel", "retry"]))
     def send(self, run_id: str, command_id: str, kind: str) -> None:

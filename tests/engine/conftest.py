@@ -145,7 +145,7 @@ def journalled() -> Callable[[Run], dict[str, str]]:
     """What the journal says of each node in the step that a run has not committed: done, failed or pending."""
 
     def read(run: Run) -> dict[str, str]:
-        reader, row = run._backend.reader, run.row()
+        reader, row = run.backend.reader, run.row()
         [step] = reader.steps(row.run_id, row.step_id, row.step_id)
         items = list(decode_frontier(step.frontier, row.step_id).items)
         rows = journal_of(reader, row.run_id, items)

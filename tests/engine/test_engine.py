@@ -101,7 +101,7 @@ def fine(state: Any) -> State:
 
 
 def events_of(run: Run) -> list[tuple[int, str, str, bytes]]:
-    found: Sequence[Event] = run._backend.reader.events(run.run_id)
+    found: Sequence[Event] = run.backend.reader.events(run.run_id)
     return [(event.step_id, event.node_id, event.type, event.data) for event in found]
 
 
@@ -1014,9 +1014,9 @@ def test_events_are_there_in_order_once_the_step_is_committed(store_url: str, ne
         second.open()
         run.result(WAIT_SECONDS)
         assert events_of(run) == [*expected, (2, "after", "after", b'["x"]')]
-        rows = run._backend.reader.events(run.run_id)
+        rows = run.backend.reader.events(run.run_id)
         assert [(row.sequence, row.position) for row in rows] == sorted((row.sequence, row.position) for row in rows)
-        assert run._backend.reader.events(run.run_id, rows[2].sequence) == rows[3:]
+        assert run.backend.reader.events(run.run_id, rows[2].sequence) == rows[3:]
 
 
 def test_events_of_failed_attempts_and_uncommitted_steps_are_not_there(store_url: str, retry: Callable[[Run], None]) -> None:

@@ -107,7 +107,7 @@ def diamond(nodes: Nodes, **settings: Any) -> Graph:
 def retry_and_wait(run: Run, options: Options | None = None) -> None:
     """Retry a failed run, and wait until its owner has done so."""
     moved, retries = threading.Event(), run.row().retries
-    unsubscribe = run._backend.subscribe(run.run_id, moved.set, each_step=True)
+    unsubscribe = run.backend.subscribe(run.run_id, moved.set, each_step=True)
     run.retry(options)
     while run.row().retries == retries:
         assert moved.wait(WAIT_SECONDS), "the run was not retried"

@@ -24,6 +24,10 @@ CLOSE_SECONDS = 1.0
 """How long `close` waits for threads that have nothing left to do."""
 
 
+LOOP_GRACE_SECONDS = 0.5
+"""How long after its time an async node may still be, before its event loop counts as held up."""
+
+
 class Running:
     """A task in a slot. Whoever takes it out of the executor's set first, its end or its timeout, answers for it."""
 
@@ -65,7 +69,7 @@ class Executor:
         self._loop: EventLoop | None = None
         self._watchdog: Watchdog | None = None
         self.abandoned = 0
-        """Sync nodes that ran past their time; Python cannot stop a thread, so they go on, and what they return is dropped."""
+        """Nodes past their time that could not be stopped: in threads, or holding up their loop. Their results are dropped."""
 
     def pump(self) -> None:
         """Start waiting tasks while slots are free. Called after each new task, and by each slot that has become free."""
@@ -85,6 +89,9 @@ class Executor:
         if graph is None:
             self._fail(running, GraphVersionError(f"no graph {running.task.graph_hash} is loaded here"))
         elif graph.nodes[running.task.node_id].is_async:
+            # Its own timeout ends it, unless it holds up the loop, which only another thread can see.
+            running.deadline += LOOP_GRACE_SECONDS
+            self._watch(running.deadline)
             running.is_async = True
             self._event_loop().spawn(self._run_async(graph, running))
         else:
@@ -147,18 +154,27 @@ class Executor:
         self._watchdog.watch(deadline)
 
     def _end_overdue(self) -> float | None:
-        """Answer for sync tasks whose time has passed; the next deadline, if any."""
+        """Answer for tasks whose time has passed; the next deadline, if any."""
         now = time.perf_counter()
         with self._lock:
-            sync = [running for running in self._running if not running.is_async]
-        overdue = [running for running in sync if running.deadline <= now]
+            waiting = list(self._running)
+        overdue = [running for running in waiting if running.deadline <= now]
         for running in overdue:
             running.context.cancelled = True
             if self._fail(running, timeout_of(running.task)):
                 self.abandoned += 1
+                if running.is_async:
+                    self._loop = None  # The next ones get a loop that is not held up.
         if overdue:
             self.pump()
-        return min((running.deadline for running in sync if running.deadline > now), default=None)
+        return min((running.deadline for running in waiting if running.deadline > now), default=None)
+
+    def cancel(self, run_id: str) -> None:
+        """Tell the run's nodes, through `ctx.cancelled`, that their results are no longer wanted."""
+        with self._lock:
+            for running in self._running:
+                if running.task.run_id == run_id:
+                    running.context.cancelled = True
 
     def _event_loop(self) -> EventLoop:
         if self._loop is None:

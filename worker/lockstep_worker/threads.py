@@ -25,6 +25,7 @@ class DaemonThreads:
         self._work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._free = 0
+        self._closed = False
         self._threads: set[threading.Thread] = set()
 
     def submit(self, work: Work) -> None:
@@ -41,6 +42,8 @@ class DaemonThreads:
     def _serve(self) -> None:
         while (work := self._work.get()) is not None and work():
             with self._lock:
+                if self._closed:
+                    break
                 self._free += 1
             self._after()
         with self._lock:
@@ -49,6 +52,7 @@ class DaemonThreads:
     def close(self, timeout_seconds: float) -> None:
         """End the free threads, waiting for them at most this long; the others end with their work, or with the process."""
         with self._lock:
+            self._closed = True
             threads = list(self._threads)
             free, self._free = self._free, 0
         for _ in range(free):

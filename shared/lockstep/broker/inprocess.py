@@ -20,10 +20,12 @@ class InProcessBroker:
         self._lock = threading.Lock()
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._on_offer: Callable[[], None] = lambda: None
+        self._on_cancel: Callable[[str], None] = lambda run_id: None
 
-    def connect(self, on_offer: Callable[[], None]) -> None:
-        """Call `on_offer` when there may be new tasks."""
+    def connect(self, on_offer: Callable[[], None], on_cancel: Callable[[str], None]) -> None:
+        """Call `on_offer` when there may be new tasks, and `on_cancel` with a run whose results nobody wants any more."""
         self._on_offer = on_offer
+        self._on_cancel = on_cancel
 
     def offer(self, tasks: Sequence[Task]) -> list[bool]:
         return [self._offer(task) for task in tasks]
@@ -74,6 +76,10 @@ class InProcessBroker:
             self._waiting = deque(task for task in self._waiting if task.run_id != run_id)
             self._depths.subtract(task.queue for task in withdrawn)
             return [task.path for task in withdrawn]
+
+    def cancel(self, run_id: str) -> None:
+        self.withdraw(run_id)
+        self._on_cancel(run_id)
 
     def depth(self, queue: str) -> int:
         with self._lock:

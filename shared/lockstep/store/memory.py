@@ -89,7 +89,7 @@ class MemoryStore:
 
     def share(self, lease_id: str, graphs: Mapping[str, str], is_dead: Callable[[str], bool]) -> list[str]:
         with self._lock:
-            if lease_id not in self._leases:
+            if lease_id not in self._leases or self._leases[lease_id].embedded:
                 return []
             self._end_leases(lease_id, is_dead)
             self._graphs |= graphs
@@ -98,7 +98,7 @@ class MemoryStore:
             mine = [name for name in shared if self._owners.get(name) == lease_id]
             free = [name for name in shared if self._owners.get(name) not in self._leases]
             kept, given = fair_share(mine, free, len(shared), len(coordinators))
-            self._owners |= dict.fromkeys(given, "") | dict.fromkeys(kept, lease_id)
+            self._owners |= dict.fromkeys([*free, *given], "") | dict.fromkeys(kept, lease_id)
             return kept
 
     def unfinished(self, partition_ids: Collection[str]) -> list[RunRow]:

@@ -18,7 +18,8 @@ def partition_ranges() -> dict[str, tuple[int, int]]:
 def fair_share(mine: Sequence[str], free: Sequence[str], partitions: int, coordinators: int) -> tuple[list[str], list[str]]:
     """What a coordinator has from now on, and what it gives back: at most its part of the whole, rounded up.
 
-    With every coordinator keeping to this, each partition has an owner, and none has two more than another.
+    With every coordinator keeping to this, each partition has an owner. The last coordinator may get less than the others, or
+    nothing: five share 16 as 4, 4, 4, 4 and 0.
     """
     most = math.ceil(partitions / max(coordinators, 1))
     kept = [*mine, *free][:most]

@@ -104,7 +104,12 @@ class SqlStore:
         p = schema.partitions.c
         with self._writing() as connection:
             self._database.lock_schema(connection)  # One coordinator shares out at a time.
+            alone = sa.select(p.partition_id).where(p.first_shard.is_(None))
+            held = sa.select(schema.leases.c.lease_id).where(schema.leases.c.lease_id.not_in(alone))
+            if lease_id not in connection.execute(held).scalars().all():
+                return []
             self._end_leases(connection, lease_id, is_dead)
+            alive = set(connection.execute(held).scalars())
             if not graphs.items() <= self._loaded_graphs(connection).items():
                 self._note_graphs(connection, graphs)
             ranges = partition_ranges()
@@ -117,11 +122,6 @@ class SqlStore:
                 ]
                 connection.execute(sa.insert(schema.partitions), rows)
                 owners = dict.fromkeys(ranges)
-            alone = sa.select(p.partition_id).where(p.first_shard.is_(None))
-            held = sa.select(schema.leases.c.lease_id).where(schema.leases.c.lease_id.not_in(alone))
-            alive = set(connection.execute(held).scalars())
-            if lease_id not in alive:
-                return []
             mine = [name for name, owner in owners.items() if owner == lease_id]
             free = [name for name, owner in owners.items() if owner not in alive]
             kept, given = fair_share(mine, free, len(owners), len(alive))
@@ -138,9 +138,13 @@ class SqlStore:
     @staticmethod
     def _note_graphs(connection: sa.Connection, graphs: Mapping[str, str]) -> None:
         g = schema.graphs.c
+        now = connection.execute(sa.select(now_ms())).scalar_one()
         for name, graph_hash in graphs.items():
+            # After the others, even within a millisecond, or by a clock that was set back.
+            latest = connection.execute(sa.select(sa.func.max(g.loaded_at)).where(g.name == name)).scalar() or 0
             connection.execute(sa.delete(schema.graphs).where(g.name == name, g.graph_hash == graph_hash))
-            connection.execute(sa.insert(schema.graphs).values(name=name, graph_hash=graph_hash, loaded_at=now_ms()))
+            values = {"name": name, "graph_hash": graph_hash, "loaded_at": max(now, latest + 1)}
+            connection.execute(sa.insert(schema.graphs).values(values))
 
     def unfinished(self, partition_ids: Collection[str]) -> list[RunRow]:
         u, r = schema.unfinished.c, schema.runs.c
