@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import msgspec
 
@@ -54,7 +54,8 @@ class Dispatcher:
 
     def dispatch(self) -> None:
         """Hand out what there is room for: one item of each run in turn, so that a large run can't starve a small one."""
-        while plan := self._plan():
+        full: set[str] = set()
+        while plan := self._plan(full):
             accepted = self._broker.offer([task for _, _, task in plan])
             for (run, item, _), taken in zip(plan, accepted, strict=True):
                 if taken:
@@ -67,16 +68,15 @@ class Dispatcher:
             heads = {(run.run_id, task.queue): (run, item) for run, item, task in reversed(refused)}
             for (_, queue), (run, item) in heads.items():
                 self._refuse(run, item, queue)
-            if refused:
-                return
+                full.add(queue)
 
-    def _plan(self) -> list[tuple[ActiveRun, WorkItem, Task]]:
-        """The next items to offer, at most OFFER_TASKS: in order within a run, in turn between runs."""
+    def _plan(self, full: Collection[str]) -> list[tuple[ActiveRun, WorkItem, Task]]:
+        """The next items to offer, at most OFFER_TASKS: in order within a run, in turn between runs; none for full queues."""
         plan: list[tuple[ActiveRun, WorkItem, Task]] = []
         ring = deque(self._waiting.values())
         while ring and len(plan) < OFFER_TASKS:
             run = ring.popleft()
-            item = run.next_item()
+            item = run.next_item(full)
             if item is not None:
                 plan.append((run, item, run.task_for(item)))
                 ring.append(run)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import Enum
 
 import msgspec
@@ -130,11 +130,11 @@ class ActiveRun:
             payload=item.payload,
         )
 
-    def next_item(self) -> WorkItem | None:
-        """The first ready item, which is in flight from now on; None: there is none, or enough are in flight."""
+    def next_item(self, full: Collection[str]) -> WorkItem | None:
+        """The first ready item whose queue is not full, in flight from now on; None: there is none, or enough are in flight."""
         if len(self.in_flight) >= self.options.in_flight:
             return None
-        queues = [items for items in self.ready.values() if items]
+        queues = [items for queue, items in self.ready.items() if items and queue not in full]
         if not queues:
             return None
         item = min(queues, key=lambda items: items[0].order_key).popleft()

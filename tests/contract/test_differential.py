@@ -250,8 +250,8 @@ class Machine(RuleBasedStateMachine):
             return chance.choice(mine)
         version, step_id, status = (row.version, row.step_id, row.status) if row else (0, -1, RunStatus.PENDING)
         journal = self.journal(run_id, step_id + 1, chance)
-        if kind == "journal" or (kind == "step" and status in FINISHED):
-            return Transition(run_id=run_id, journal=journal or self.journal(run_id, step_id + 1, random.Random(0)))
+        if kind == "journal":
+            return Transition(run_id=run_id, journal=journal)
         consumed = [command_id for sent_to, command_id in self.sent if sent_to == run_id and chance.random() < 0.4]
         if kind == "end":
             ends = sorted(TRANSITIONS[status] & {RunStatus.FAILED, RunStatus.CANCELLED})
@@ -261,6 +261,8 @@ class Machine(RuleBasedStateMachine):
             expected = version if status is RunStatus.FAILED else version - 1
             update = self.update(run_id, expected, RunStatus.RUNNING, step_id, retries=1, revives=True)
             return Transition(run_id=run_id, update=update, consumed=consumed)
+        if status in FINISHED:
+            version -= 1  # A finished run has no next step; so somebody makes one who has not seen the end.
         nexts = sorted(TRANSITIONS[status] - {RunStatus.FAILED, RunStatus.CANCELLED} | {RunStatus.RUNNING})
         return self.step(run_id, version, step_id + 1, chance.choice(nexts), kind, journal, consumed, chance)
 

@@ -163,8 +163,10 @@ class Executor:
             running.context.cancelled = True
             if self._fail(running, timeout_of(running.task)):
                 self.abandoned += 1
-                if running.is_async:
-                    self._loop = None  # The next ones get a loop that is not held up.
+                if running.is_async and self._loop is not None:
+                    # The next ones get a loop that is not held up.
+                    self._loop.retire()
+                    self._loop = None
         if overdue:
             self.pump()
         return min((running.deadline for running in waiting if running.deadline > now), default=None)

@@ -68,6 +68,7 @@ class EventLoop:
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._retired = False
         self._thread = threading.Thread(target=self._run, name="lockstep-loop", daemon=True)
         self._thread.start()
 
@@ -87,7 +88,20 @@ class EventLoop:
     def _create(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._discard)
+
+    def _discard(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._end_if_retired()
+
+    def _end_if_retired(self) -> None:
+        if self._retired and not self._tasks:
+            self._loop.stop()
+
+    def retire(self) -> None:
+        """End the thread when the coroutines that it has are done."""
+        self._retired = True
+        self._loop.call_soon_threadsafe(self._end_if_retired)
 
     def close(self, timeout_seconds: float) -> None:
         """Cancel what runs and end the thread, waiting for it at most this long."""
