@@ -9,7 +9,7 @@ from collections.abc import Callable
 from lockstep.broker.inprocess import InProcessBroker
 from lockstep.core.lifecycle import SETTLED
 from lockstep.core.merge import Schema
-from lockstep.errors import ConfigurationError, LockstepError, StoreUnavailableError
+from lockstep.errors import ConfigurationError, GraphVersionError, LockstepError, StoreUnavailableError
 from lockstep.graph import CompiledGraph
 from lockstep.options import Options
 from lockstep.ports import Reader, Store
@@ -99,7 +99,21 @@ class Embedded:
         if self._closed:
             raise ConfigurationError("this engine is closed; the run goes on when another recovers it", option="engine")
 
+    def check_version(self, row: RunRow) -> None:
+        """Raise GraphVersionError if the run is pinned to a graph that is not loaded here."""
+        if row.graph_hash not in self._graphs:
+            raise GraphVersionError(
+                f"run {row.run_id} is pinned to version {row.graph_hash[:12]} of graph {row.graph!r}, which is not loaded; "
+                f"load that version, or submit a new run",
+                run_id=row.run_id,
+                graph=row.graph,
+                graph_hash=row.graph_hash,
+            )
+
     def send(self, command: Command) -> None:
+        if command.kind == "retry":
+            [row] = self.store.find_runs(run_ids=[command.run_id])
+            self.check_version(row)
         self.coordinator.adopt([command.run_id])
         self.store.send(command)
         self.coordinator.wake_for_commands()

@@ -24,7 +24,7 @@ from lockstep.errors import (
 )
 from lockstep.graph import CompiledGraph, Graph
 from lockstep.options import Options, With, combine, encode_options
-from lockstep.records import NewRun
+from lockstep.records import NewRun, RunRow
 from lockstep.schema import values_of
 
 RUN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -96,7 +96,8 @@ class Engine:
 
         A run_id that is known with the same graph and input gives that run, and goes on with it if its owner has died. Raises
         StateError for an input that does not fit the state, RunExistsError for a run_id of another graph or input,
-        UnknownGraphError, ConfigurationError.
+        GraphVersionError for one that is unfinished and needs another version of its graph, UnknownGraphError,
+        ConfigurationError.
         """
         compiled = self._graph(graph)
         chosen = self._options.overridden(options)
@@ -124,8 +125,7 @@ class Engine:
                     f"run_id {run_id!r} belongs to a run of graph {submitted.row.graph!r} with another input; choose another",
                     run_id=run_id,
                 )
-            if submitted.row.status not in FINISHED:
-                parts.coordinator.adopt([run_id])
+            self._go_on_with(parts, submitted.row)
         return Run(run_id, parts, owner=self)
 
     def invoke(
@@ -182,14 +182,24 @@ class Engine:
             yield from (Run(row.run_id, parts, owner=self) for row in rows)
             after = rows[-1].run_id
 
-    def recover(self) -> list[Run]:
+    def recover(self, run_id: str | None = None) -> list[Run]:
         """Take over the unfinished runs of engines that have died, as far as it holds their graphs; they go on at once.
 
         An engine of this machine counts as dead when its process is gone; another when its lease has ended. No node that had
-        journalled its result runs again.
+        journalled its result runs again. With a `run_id` only that run; raises
+        GraphVersionError if it needs another version of its graph.
         """
         parts = self._running()
-        return [Run(run_id, parts, owner=self) for run_id in parts.coordinator.adopt()]
+        if run_id is None:
+            return [Run(adopted, parts, owner=self) for adopted in parts.coordinator.adopt()]
+        self._go_on_with(parts, self.run(run_id).row())
+        return [Run(run_id, parts, owner=self)]
+
+    def _go_on_with(self, parts: Embedded, row: RunRow) -> None:
+        """Take over one run if it is unfinished and its owner has died. Raises GraphVersionError."""
+        if row.status not in FINISHED:
+            parts.check_version(row)
+            parts.coordinator.adopt([row.run_id])
 
     def delete(self, run_id: str) -> bool:
         """Remove a finished run and all that belongs to it; False: it is not there or not finished."""

@@ -262,7 +262,7 @@ class Machine(RuleBasedStateMachine):
             update = self.update(run_id, expected, RunStatus.RUNNING, step_id, retries=1, revives=True)
             return Transition(run_id=run_id, update=update, consumed=consumed)
         if status in FINISHED:
-            version -= 1  # A finished run has no next step; so somebody makes one who has not seen the end.
+            kind = "stale"  # A finished run has no next step: somebody makes one who has not seen the end.
         nexts = sorted(TRANSITIONS[status] - {RunStatus.FAILED, RunStatus.CANCELLED} | {RunStatus.RUNNING})
         return self.step(run_id, version, step_id + 1, chance.choice(nexts), kind, journal, consumed, chance)
 

@@ -303,24 +303,65 @@ def test_a_killed_owner_that_nobody_has_waited_for_is_dead(
     assert [run.run_id for run in recovered] == [RUN_ID]
 
 
-def test_sigterm_ends_a_run_cleanly_and_leaves_no_lease(ledger_runs: LedgerRuns, recovers: Recovers) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGINT, 1)])
+def test_a_run_that_is_asked_to_end_gives_its_lease_back_and_keeps_what_it_has(
+    ledger_runs: LedgerRuns, recovers: Recovers, number: signal.Signals, code: int
+) -> None:
     # given processes that are asked to end at some moment of their run
-    survey = Survey()
-    processes = [(executions, ledger_runs.start(executions, executions)) for executions in (1, 2, 4, 5)]
-    for _, process in processes:
-        process.terminate()
+    processes, survey = {}, Survey()
+    for begun in (1, 2, 4):
+        processes[begun] = ledger_runs.start(begun, begun)
+        processes[begun].send_signal(number)
 
-    for executions, process in processes:
+    for begun, process in processes.items():
         # then each ends as asked, if it had not ended before, and has given its lease back
         _, err = process.communicate(timeout=60)
-        assert process.returncode in (128 + signal.SIGTERM, 0), err
+        assert process.returncode in (code, 0), err
         assert "Traceback" not in err
-        with closing(sqlite3.connect(ledger_runs.directory / f"{executions}.db")) as database:
+        with closing(sqlite3.connect(ledger_runs.directory / f"{begun}.db")) as database:
             assert database.execute("SELECT count(*) FROM leases").fetchone() == (0,)
             assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         # and another goes on with what its nodes have returned
-        recovers(ledger_runs.left_by(executions), survey)
+        recovers(ledger_runs.left_by(begun), survey)
     assert survey.under_way, survey
+
+
+def test_a_suspended_process_whose_lease_has_ended_is_taken_over_and_writes_nothing_more(
+    ledger_runs: LedgerRuns, undisturbed: Ended, ledger_graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a process that is suspended, outside of any transaction, until its lease has ended
+    process = ledger_runs.start("suspended", 2)
+    left = ledger_runs.left_by("suspended")
+    with closing(sqlite3.connect(ledger_runs.directory / "suspended.db", timeout=0.1, isolation_level=None)) as database:
+        while True:
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+            try:
+                database.execute("UPDATE leases SET expires_at = 0")
+                break
+            except sqlite3.OperationalError:
+                process.send_signal(signal.SIGCONT)
+    journalled, before = journalled_in(left), executions(left.ledger)
+
+    # when another one has taken its run over and ended it, and it goes on
+    monkeypatch.setenv("LEDGER", str(left.ledger))
+    with Engine(ledger_graph, left.url) as engine:
+        assert [run.run_id for run in engine.recover()] == [RUN_ID]
+        assert ended(engine, left.ledger) == undisturbed
+        history = engine.run(RUN_ID).history()
+        after = executions(left.ledger)
+        process.send_signal(signal.SIGCONT)
+        _, err = process.communicate(timeout=60)
+
+        # then it has nothing more to say
+        assert process.returncode in (0, 4), err
+        assert engine.run(RUN_ID).history() == history
+        assert ended(engine, left.ledger) == undisturbed
+    assert {line: after[line] for line in journalled} == {line: before[line] for line in journalled}
+    # What it had handed out before may still have run, once.
+    late = executions(left.ledger) - after
+    assert not late.keys() & journalled.keys()
+    assert late.total() == len(late)
 
 
 # A closing engine commits what its nodes return

@@ -38,7 +38,7 @@ from lockstep.store.memory import MemoryStore
 from lockstep_coordinator.loop import Coordinator
 
 Wait = Callable[[threading.Event], None]
-WAIT_SECONDS = 5.0
+WAIT_SECONDS = 10.0
 """For results that come at once, or never."""
 
 

@@ -154,12 +154,6 @@ def test_the_options_page_names_the_function_of_each_option() -> None:
     assert {row["option"]: row["function"] for row in rows if row["function"]} == signatures
 
 
-def test_the_command_line_page_lists_each_command() -> None:
-    rows = table("cli.md", "command", "what it does")
-
-    assert [row["command"].split()[1] for row in rows] == list(lockstep.cli.main.commands)
-
-
 def examples() -> dict[str, list[str]]:
     """The Python blocks of each page that has any."""
     pages = {page.relative_to(DOCS).as_posix(): page.read_text() for page in sorted(DOCS.rglob("*.md"))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from lockstep.cli.options import json_option, store_option
 from lockstep.cli.output import print_json, print_run, run_record
@@ -21,6 +22,9 @@ from lockstep.errors import ConfigurationError
 from lockstep.ports import Store
 from lockstep.records import Command, RunRow
 from lockstep.store import open_store
+
+PIPE_WIDTH = 240
+"""Characters of a line where stdout is no terminal."""
 
 
 class ReadOnly:
@@ -64,10 +68,11 @@ def runs(status: str | None, graph: str | None, limit: int, after: str | None, s
     if as_json:
         print_json([_listed(row) for row in rows])
         return
-    table = Table("run_id", "graph", "status", "step", "updated")
+    table = Table(Column("run_id", no_wrap=True), "graph", "status", "step", "updated")
     for row in rows:
         table.add_row(row.run_id, row.graph, row.status.value, str(row.step_id), _listed(row)["updated_at"])
-    Console().print(table)
+    # A pipe has no width; ids must stay whole there.
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
 def _listed(row: RunRow) -> dict[str, Any]:
@@ -97,6 +102,8 @@ def show(run_id: str, step: int | None, history: bool, store: str | None, as_jso
         found = Run(run_id, ReadOnly(opened))
         record = run_record(found)
         if step is not None:
+            if not opened.steps(run_id, step, step):
+                raise ConfigurationError(f"run {run_id} has no committed step {step}", option="step")
             record |= {"step_id": step, "state": found.state(step), "state_hash": _hash_at(opened, run_id, step)}
         records = found.history() if history else []
     if as_json:

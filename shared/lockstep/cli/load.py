@@ -40,7 +40,7 @@ def _load_module(name: str) -> ModuleType:
                 option="graph",
             ) from None
         raise ConfigurationError(f"importing {name} failed: {error}", option="graph") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(f"importing {name} raised {type(error).__name__}: {error}", option="graph") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import click
@@ -33,7 +34,7 @@ def run_record(run: Run) -> dict[str, Any]:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
-    click.echo(json.dumps(value, ensure_ascii=False, sort_keys=True, indent=2))
+    click.echo(json.dumps(value, ensure_ascii=False, sort_keys=True, indent=2), file=sys.__stdout__)
 
 
 def print_run(console: Console, record: dict[str, Any]) -> None:

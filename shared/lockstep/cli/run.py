@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,10 @@ from lockstep.cli.load import load_graph
 from lockstep.cli.options import graphs_option, json_option, store_option
 from lockstep.cli.output import print_json, print_run, run_record
 from lockstep.client import Run
-from lockstep.config import Settings, read_settings
+from lockstep.config import DEFAULT_STORE_URL, Settings, read_settings
 from lockstep.core.lifecycle import RunStatus
 from lockstep.engine import Engine
-from lockstep.errors import ConfigurationError, LockstepError
+from lockstep.errors import ConfigurationError, LockstepError, StateError
 from lockstep.options import Options
 
 
@@ -38,7 +41,11 @@ def run(graph: str, input_: str, run_id: str | None, concurrency: int | None, st
     """
     settings = read_settings(store=store, graphs=[graph])
     with _engine(settings, concurrency) as engine:
-        _follow(engine.submit(_read_input(input_), run_id=run_id), settings, as_json)
+        try:
+            submitted = engine.submit(_read_input(input_), run_id=run_id)
+        except StateError as error:
+            raise ConfigurationError(f"--input: {error}", option="input") from error
+        _follow(submitted, settings, as_json)
 
 
 @click.command()
@@ -51,7 +58,7 @@ def resume(run_id: str, graphs: tuple[str, ...], store: str | None, as_json: boo
     settings = read_settings(store=store, graphs=graphs)
     with _engine(settings, None) as engine:
         found = engine.run(run_id)
-        engine.recover()
+        engine.recover(run_id)
         _follow(found, settings, as_json)
 
 
@@ -71,13 +78,17 @@ def retry(run_id: str, graphs: tuple[str, ...], store: str | None, as_json: bool
         _follow(found, settings, as_json)
 
 
-def _engine(settings: Settings, concurrency: int | None) -> Engine:
+@contextmanager
+def _engine(settings: Settings, concurrency: int | None) -> Iterator[Engine]:
+    """An engine with the graphs of the settings. What nodes print goes to stderr: stdout is for the result."""
     if not settings.graphs:
         raise ConfigurationError("no graph is named; use --graphs MODULE:NAME or LOCKSTEP_GRAPHS", option="graphs")
     # A polite request to end closes the engine like any other end of its `with`, so nothing waits for a lease to run out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    graphs = [load_graph(reference) for reference in settings.graphs]
-    return Engine(graphs, settings.store_url, options=Options(max_concurrent=concurrency))
+    with redirect_stdout(sys.stderr):
+        graphs = [load_graph(reference) for reference in settings.graphs]
+        with Engine(graphs, settings.store_url, options=Options(max_concurrent=concurrency)) as engine:
+            yield engine
 
 
 def _read_input(text: str) -> Any:
@@ -86,6 +97,8 @@ def _read_input(text: str) -> Any:
             text = Path(text[1:]).read_text(encoding="utf-8")
         except OSError as error:
             raise ConfigurationError(f"--input {text}: {error.strerror}", option="input") from None
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(f"--input {text} is not UTF-8: {error}", option="input") from None
     try:
         return json.loads(text)
     except ValueError as error:
@@ -104,15 +117,18 @@ def _follow(run: Run, settings: Settings, as_json: bool) -> None:
             raise
         failed = True
     except KeyboardInterrupt:
-        click.echo(f"\nrun {run.run_id} is unfinished; go on with: lockstep resume {run.run_id}", err=True)
-        raise
+        graphs = [argument for reference in settings.graphs for argument in ("--graphs", reference)]
+        again = shlex.join(["lockstep", "resume", run.run_id, *graphs, "--store", settings.store_url])
+        click.echo(f"\nrun {run.run_id} is unfinished; go on with: {again}", err=True)
+        sys.exit(128 + signal.SIGINT)
     record = run_record(run)
     if as_json:
         print_json(record)
     else:
-        console = Console()
+        console = Console(file=sys.__stdout__)
         print_run(console, record)
-        console.print(f"[dim]its rows are in {settings.store_url}: lockstep show {run.run_id}[/dim]", soft_wrap=True)
+        where = "" if settings.store_url == DEFAULT_STORE_URL else f" --store {settings.store_url}"
+        console.print(f"[dim]its rows are in {settings.store_url}: lockstep show {run.run_id}{where}[/dim]", soft_wrap=True)
     if failed:
         sys.exit(RUN_FAILED)
 
