@@ -65,9 +65,11 @@ def is_dead(holder: str) -> bool:
 
 
 def _started(pid: int) -> str:
-    """The start time of a process in clock ticks since boot; "" where there is no such process, or no /proc."""
+    """The start time of a process in clock ticks since boot; "" if it has ended, "unknown" where there is no /proc."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # A zombie has ended; only its parent has not asked how.
+        return "" if state in "ZX" else fields[18]
     except OSError:
         return "" if Path("/proc/self/stat").exists() or not _exists(pid) else "unknown"
 

@@ -240,7 +240,7 @@ class ActiveRun:
             error, step = raised, None
         if error is not None:
             status = RunStatus.CANCELLED if isinstance(error, RunCancelledError) else RunStatus.FAILED
-            located = error.located(run_id=self.run_id)
+            located = error.located(run_id=self.run_id, step_id=self.row.step_id + 1)
             return msgspec.structs.replace(
                 common, update=self._update(status, error=canonical_bytes(located.to_record()))
             ), None
