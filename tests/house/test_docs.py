@@ -156,14 +156,16 @@ def test_the_options_page_names_the_function_of_each_option() -> None:
 
 def examples() -> dict[str, list[str]]:
     """The Python blocks of each page that has any."""
-    pages = {page.relative_to(DOCS).as_posix(): page.read_text() for page in sorted(DOCS.rglob("*.md"))}
+    files = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
+    pages = {page.relative_to(DOCS.parent).as_posix(): page.read_text() for page in files}
     blocks = {page: re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL) for page, text in pages.items()}
     return {page: found for page, found in blocks.items() if found}
 
 
 @pytest.mark.parametrize(("page", "blocks"), examples().items(), ids=examples())
-def test_the_examples_of_a_page_run(page: str, blocks: list[str]) -> None:
-    # given one namespace: the blocks of a page follow each other, as a reader would type them
+def test_the_examples_of_a_page_run(page: str, blocks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a folder of their own for the files they make, and one namespace: the blocks of a page follow each other
+    monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": page}
 
     for number, block in enumerate(blocks, start=1):

@@ -39,8 +39,9 @@ def print_json(value: Any) -> None:
 
 def print_run(console: Console, record: dict[str, Any]) -> None:
     """A run's state and where it stands, for people: texts as they are, other values in one line each."""
-    for name, value in record["state"].items():
-        if isinstance(value, str) and "\n" in value:
+    # Texts last, where they are read.
+    for name, value in sorted(record["state"].items(), key=lambda field: _is_text(field[1])):
+        if _is_text(value):
             console.print(f"[bold]{escape(name)}[/bold]\n")
             console.print(value.rstrip() + "\n", markup=False, highlight=False, soft_wrap=True)
         else:
@@ -56,3 +57,7 @@ def print_run(console: Console, record: dict[str, Any]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\n" in value

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy import bindparam
 
 from lockstep.core.lifecycle import FINISHED, SETTLED
+from lockstep.errors import ConfigurationError
 from lockstep.records import Transition
 from lockstep.store import schema
 from lockstep.store.clock import now_ms, prolonged
@@ -27,10 +28,17 @@ BUSY_TIMEOUT_SECONDS = 30.0
 
 
 class SqliteDatabase:
-    """A SQLite file. See `lockstep.store.database.Database`."""
+    """A SQLite file. See `lockstep.store.database.Database`.
+
+    `?synchronous=full` in its URL makes every commit wait for the disk, not only those that somebody outside relies on.
+    """
 
     def __init__(self, url: sa.URL) -> None:
-        self.engine = sa.create_engine(url)
+        synchronous = url.query.get("synchronous", "relied")
+        if synchronous not in ("relied", "full"):
+            raise ConfigurationError(f"synchronous={synchronous} is not one of relied, full", option="store")
+        self._always_wait = synchronous == "full"
+        self.engine = sa.create_engine(url.difference_update_query(["synchronous"]))
         sa.event.listen(self.engine, "connect", _set_up)
 
     @contextmanager
@@ -48,7 +56,7 @@ class SqliteDatabase:
         pass  # Its writers exclude each other anyway.
 
     def group_commit(self, lease_seconds: float) -> GroupCommit:
-        return SqliteCommit(self.engine, lease_seconds)
+        return SqliteCommit(self.engine, lease_seconds, self._always_wait)
 
 
 def _set_up(connection: sqlite3.Connection, _: Any) -> None:
@@ -108,9 +116,10 @@ class SqliteCommit(GroupCommit):
     operational_error = sqlite3.OperationalError
     error = sqlite3.Error
 
-    def __init__(self, engine: sa.Engine, lease_seconds: float) -> None:
+    def __init__(self, engine: sa.Engine, lease_seconds: float, always_wait: bool) -> None:
         super().__init__(engine, lease_seconds)
-        self._relied_on = True
+        self._always_wait = always_wait
+        self._waits = True
         t, dialect = schema, engine.dialect
         self._fence = Prepared(
             sa.update(t.leases)
@@ -191,6 +200,7 @@ class SqliteCommit(GroupCommit):
         Other commits are safe from the death of any process at once, and from power loss with the next one that waits.
         """
         relied_on = any(t.events or t.consumed or (t.update and t.update.status in SETTLED) for t in transitions)
-        if relied_on != self._relied_on:
-            cursor.execute(f"PRAGMA synchronous = {'FULL' if relied_on else 'NORMAL'}")
-            self._relied_on = relied_on
+        waits = self._always_wait or relied_on
+        if waits != self._waits:
+            cursor.execute(f"PRAGMA synchronous = {'FULL' if waits else 'NORMAL'}")
+            self._waits = waits
