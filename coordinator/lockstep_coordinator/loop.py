@@ -46,6 +46,9 @@ class Observer(Protocol):
     def moved(self, run: ActiveRun) -> None:
         """A change of the run's row is committed."""
 
+    def stuck(self, run: ActiveRun, error: LockstepError) -> None:
+        """The database refuses even the run's failure; this coordinator has dropped it."""
+
     def stopped(self, error: Exception | None) -> None:
         """The loop has ended: by `stop`, or with this error; then its runs wait for another owner."""
 
@@ -216,6 +219,10 @@ class Coordinator:
                         self._accept(run, transition, step)
                     case AlreadyCommitted() | Superseded():
                         self._adopt_stored(run)
+                    case Refused(error) if transition.update is not None and transition.update.error is not None:
+                        # Not even its failure can be stored: it stays as it was, and does not hold up the others.
+                        self._observer.stuck(run, error)
+                        self._forget(run)
                     case Refused(error):
                         run.fail(error)
                         self._moved[run.run_id] = run

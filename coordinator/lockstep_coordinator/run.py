@@ -19,7 +19,7 @@ from lockstep.core.policy import RetryPolicy
 from lockstep.core.records import Failure, Finished, Frontier, WorkItem, Write
 from lockstep.core.state import State
 from lockstep.core.superstep import Step, advance, begin
-from lockstep.errors import LockstepError, RunCancelledError
+from lockstep.errors import LockstepError, RunCancelledError, text_of
 from lockstep.graph import CompiledGraph
 from lockstep.options import Options, decode_options, encode_options
 from lockstep.records import Command, Event, JournalRow, RunRow, RunUpdate, StepRow, Task, TaskResult, Transition
@@ -238,6 +238,9 @@ class ActiveRun:
         except LockstepError as raised:
             self.cause = self.cause or raised.__cause__
             error, step = raised, None
+        except Exception as raised:  # of types and functions that are the user's: it concerns this run alone
+            self.cause = raised
+            error, step = LockstepError(f"merging the step raised {type(raised).__name__}: {text_of(raised)}"), None
         if error is not None:
             status = RunStatus.CANCELLED if isinstance(error, RunCancelledError) else RunStatus.FAILED
             located = error.located(run_id=self.run_id, step_id=self.row.step_id + 1)

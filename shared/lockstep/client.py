@@ -61,8 +61,8 @@ class Backend(Protocol):
     def subscribe(self, run_id: str, wake: Callable[[], None], *, each_step: bool) -> Callable[[], None]:
         """Call `wake` when the run has come to rest, or after each step too; returns what ends this."""
 
-    def check(self) -> None:
-        """Raise the error that keeps runs from moving, if there is one."""
+    def check(self, run_id: str) -> None:
+        """Raise the error that keeps the run from moving, if there is one."""
 
     def send(self, command: Command) -> None:
         """Put a command into the inbox and wake the owner if it is known."""
@@ -122,7 +122,7 @@ class Run:
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         try:
             while not self.is_settled(row := self.row()):
-                self.backend.check()
+                self.backend.check(self.run_id)
                 left = POLL_SECONDS if deadline is None else min(POLL_SECONDS, deadline - time.monotonic())
                 if left <= 0:
                     raise self._timeout(timeout_seconds)
@@ -139,7 +139,7 @@ class Run:
         try:
             async with asyncio.timeout(timeout_seconds) as limit:
                 while not self.is_settled(row := await asyncio.to_thread(self.row)):
-                    self.backend.check()
+                    self.backend.check(self.run_id)
                     await _wait_for(changed, POLL_SECONDS)
                 return await asyncio.to_thread(self._result_of, row)
         except TimeoutError:
@@ -205,7 +205,7 @@ class Run:
             while not follower.ended:
                 yield from (events := follower.read())
                 if not events and not follower.ended:
-                    self.backend.check()
+                    self.backend.check(self.run_id)
                     changed.wait(POLL_SECONDS)
                     changed.clear()
         finally:
@@ -227,7 +227,7 @@ class Run:
                 for event in events:
                     yield event
                 if not events and not follower.ended:
-                    self.backend.check()
+                    self.backend.check(self.run_id)
                     await _wait_for(changed, POLL_SECONDS)
         finally:
             unsubscribe()

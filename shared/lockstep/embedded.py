@@ -33,6 +33,7 @@ class Embedded:
     def __init__(self, url: str, graphs: dict[str, CompiledGraph], options: Options) -> None:
         self._graphs = graphs
         self._subscribers: dict[str, list[tuple[Callable[[], None], bool]]] = {}
+        self._stuck: dict[str, LockstepError] = {}
         self._causes: OrderedDict[str, BaseException] = OrderedDict()
         self._lock = threading.Lock()
         self._error: Exception | None = None
@@ -77,6 +78,13 @@ class Embedded:
         for wake in wakes:
             wake()
 
+    def stuck(self, run: ActiveRun, error: LockstepError) -> None:
+        with self._lock:
+            self._stuck[run.run_id] = error
+            wakes = [wake for wake, _ in self._subscribers.get(run.run_id, ())]
+        for wake in wakes:
+            wake()
+
     def stopped(self, error: Exception | None) -> None:
         with self._lock:
             self._error = error or self._error
@@ -91,7 +99,9 @@ class Embedded:
             )
         self.coordinator.stop()
 
-    def check(self) -> None:
+    def check(self, run_id: str) -> None:
+        if run_id in self._stuck:
+            raise self._stuck[run_id]
         if isinstance(self._error, LockstepError):
             raise self._error
         if self._error is not None:

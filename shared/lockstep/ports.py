@@ -135,12 +135,6 @@ class Broker(Protocol):
     def receive(self, timeout_seconds: float) -> list[Message]:
         """All messages that have arrived, in order; waits for the first one at most this long."""
 
-    def acknowledge(self) -> None:
-        """What `receive` has returned is stored, or rejected: it need not be kept."""
-
-    def lost(self) -> list[Task]:
-        """Tasks that are in no queue and with no living worker; each is reported once, and is the caller's again."""
-
     def wake(self) -> None:
         """Make `receive` return."""
 

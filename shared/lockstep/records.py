@@ -176,8 +176,7 @@ class Work(msgspec.Struct, frozen=True):
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """A work item handed to a worker, with all that the worker needs to execute it.
 
-    `state` is S(k-1) as canonical bytes, or empty where `state_ref` says what to fetch; `payload` a Send's, which then replaces
-    it. `reply_to` is the partition that wants the result.
+    `state` is S(k-1) as canonical bytes; `payload` a Send's, which then replaces it.
     """
 
     run_id: str
@@ -194,13 +193,11 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     timeout_seconds: float
     max_payload_bytes: int
     state: bytes
-    state_ref: str = ""
     payload: bytes | None = None
-    reply_to: str = ""
 
 
 class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a task: an `outcome` (see `encode_outcome`), a `failure`, or neither: handed back unstarted.
+    """What came of a task: an `outcome` (see `encode_outcome`) or a `failure`.
 
     `cause` is the exception itself, which only an engine in the same process can hand on.
     """

@@ -6,10 +6,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
-from lockstep import Engine, Run
+from lockstep import Engine, Options, Run
 from lockstep.broker.inprocess import InProcessBroker
 from lockstep.core.frontier import decode_frontier
 from lockstep.embedded import Embedded
@@ -154,13 +155,17 @@ def journalled() -> Callable[[Run], dict[str, str]]:
     return read
 
 
-@pytest.fixture
-def retry(eventually: Callable[[Callable[[], bool]], None]) -> Callable[[Run], None]:
-    """Retry a failed run, and wait until it has been taken up again."""
+class RetryRun(Protocol):
+    """Retries a failed run, and waits until it has been taken up again."""
 
-    def retry(run: Run) -> None:
+    def __call__(self, run: Run, options: Options | None = None) -> None: ...
+
+
+@pytest.fixture
+def retry(eventually: Callable[[Callable[[], bool]], None]) -> RetryRun:
+    def retry(run: Run, options: Options | None = None) -> None:
         before = run.row().retries
-        run.retry()
+        run.retry(options)
         eventually(lambda: run.row().retries > before)
 
     return retry

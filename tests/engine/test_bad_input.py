@@ -41,7 +41,7 @@ from lockstep import (
 )
 
 if TYPE_CHECKING:
-    from conftest import Gate
+    from conftest import Gate, RetryRun
 
     from lockstep.embedded import Embedded
 
@@ -111,9 +111,7 @@ BAD_VALUES: dict[str, tuple[Callable[[], Any], str, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", BAD_VALUES)
-def test_a_value_that_no_state_can_hold_is_an_error_that_names_the_field(
-    case: str, store_url: str, retry: Callable[[Run], None]
-) -> None:
+def test_a_value_that_no_state_can_hold_is_an_error_that_names_the_field(case: str, store_url: str, retry: RetryRun) -> None:
     wrong, field, words = BAD_VALUES[case]
     with Engine(single(first_then(wrong, {"log": ["mended"]})), store_url) as engine:
         # given a node that returns it
@@ -137,7 +135,7 @@ def test_a_value_that_no_state_can_hold_is_an_error_that_names_the_field(
     ids=["int", "str", "tuple", "generator", "list of int"],
 )
 def test_a_return_value_of_the_wrong_kind_is_an_error_that_says_what_is_allowed(
-    returned: Any, kind: str, store_url: str, retry: Callable[[Run], None]
+    returned: Any, kind: str, store_url: str, retry: RetryRun
 ) -> None:
     with Engine(single(first_then(lambda: returned, {"log": ["mended"]})), store_url) as engine:
         run = engine.submit({})
@@ -149,7 +147,7 @@ def test_a_return_value_of_the_wrong_kind_is_an_error_that_says_what_is_allowed(
 
 
 @pytest.mark.parametrize("kind", ["Send", "event"])
-def test_what_else_a_node_hands_on_must_be_json_too(kind: str, store_url: str, retry: Callable[[Run], None]) -> None:
+def test_what_else_a_node_hands_on_must_be_json_too(kind: str, store_url: str, retry: RetryRun) -> None:
     calls = itertools.count()
 
     def work(state: State, ctx: Context) -> Command:
@@ -194,7 +192,7 @@ BAD_ROUTES: dict[str, tuple[Callable[[], Graph], str, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", BAD_ROUTES)
-def test_a_route_to_nowhere_is_an_error_that_names_the_target(case: str, store_url: str, retry: Callable[[Run], None]) -> None:
+def test_a_route_to_nowhere_is_an_error_that_names_the_target(case: str, store_url: str, retry: RetryRun) -> None:
     make, target, words = BAD_ROUTES[case]
     with Engine(make(), store_url) as engine:
         run = engine.submit({})
@@ -255,7 +253,7 @@ def test_a_raising_node_fails_the_run_with_its_exception_as_the_cause(sqlite_url
         assert error.to_record() == known and error.__cause__ is None
 
 
-def test_a_raising_node_leaves_its_siblings_results(store_url: str, retry: Callable[[Run], None]) -> None:
+def test_a_raising_node_leaves_its_siblings_results(store_url: str, retry: RetryRun) -> None:
     calls: list[str] = []
     mended: list[bool] = []
 
@@ -296,9 +294,7 @@ def test_the_result_after_a_retry_is_that_of_the_retry(store_url: str) -> None:
         assert run.result(WAIT_SECONDS) == {"log": ["mended"]}
 
 
-def test_a_run_that_was_retried_and_then_cancelled_has_no_old_cause(
-    gate: Gate, store_url: str, retry: Callable[[Run], None]
-) -> None:
+def test_a_run_that_was_retried_and_then_cancelled_has_no_old_cause(gate: Gate, store_url: str, retry: RetryRun) -> None:
     def work(state: State, ctx: Context) -> None:
         if ctx.attempt == 1:
             raise Custom
@@ -367,7 +363,7 @@ def test_an_exception_whose_text_cannot_be_stored_fails_its_run_alone(
         # when a node raises such an exception
         run = engine.submit({}, graph="single")
         with pytest.raises(LockstepError) as caught:
-            run.result(5)
+            run.result(WAIT_SECONDS)
         gate.open()
 
         # then its run fails like any other, and everything else goes on
@@ -384,12 +380,12 @@ def test_an_error_of_ours_with_a_field_that_cannot_be_stored_fails_its_run_alone
     with Engine([single(work), single(fine, "other")], store_url) as engine:
         run = engine.submit({}, graph="single")
         with pytest.raises(LockstepError) as caught:
-            run.result(5)
+            run.result(WAIT_SECONDS)
         assert caught.value.node_id == "work" and run.status == "failed"
         assert engine.invoke({}, graph="other") == {"log": ["fine"]}
 
 
-def test_a_raising_router_fails_its_node(store_url: str, retry: Callable[[Run], None]) -> None:
+def test_a_raising_router_fails_its_node(store_url: str, retry: RetryRun) -> None:
     def choose(state: State) -> str:
         if not mended:
             raise Custom("no way")
@@ -426,9 +422,7 @@ def reduced(reducer: Callable[[Any, Any], Any], calls: list[str] | None = None, 
     return graph
 
 
-def test_a_raising_reducer_is_an_error_that_names_it_and_the_results_are_kept(
-    store_url: str, retry: Callable[[Run], None]
-) -> None:
+def test_a_raising_reducer_is_an_error_that_names_it_and_the_results_are_kept(store_url: str, retry: RetryRun) -> None:
     calls: list[str] = []
     mended: list[bool] = []
 
@@ -454,7 +448,7 @@ def test_a_raising_reducer_is_an_error_that_names_it_and_the_results_are_kept(
         assert sorted(calls) == ["a", "b"]
 
 
-def test_a_reducer_that_fails_on_the_input_can_be_mended_too(store_url: str, retry: Callable[[Run], None]) -> None:
+def test_a_reducer_that_fails_on_the_input_can_be_mended_too(store_url: str, retry: RetryRun) -> None:
     mended: list[bool] = []
 
     def join(current: list[str], update: list[str]) -> list[str]:
@@ -486,7 +480,7 @@ def test_a_reducer_that_wants_to_end_the_process_only_fails_its_run(kind: type[B
     with Engine([reduced(join), single(fine)], store_url) as engine:
         run = engine.submit({}, graph="reduced")
         with pytest.raises(LockstepError) as caught:
-            run.result(5)
+            run.result(WAIT_SECONDS)
         assert isinstance(caught.value, ReducerError) and caught.value.field == "total"
         assert engine.invoke({}, graph="single") == {"log": ["fine"]}
 
@@ -512,7 +506,7 @@ def test_a_field_type_that_raises_while_merging_fails_its_run_alone(store_url: s
         picky.add_node(node_id, lambda state: {"total": Picky(2)}).add_edge(START, node_id)
     with Engine([picky, single(fine)], store_url) as engine:
         with pytest.raises(LockstepError) as caught:
-            engine.submit({"total": Picky(1)}, graph="picky").result(5)
+            engine.submit({"total": Picky(1)}, graph="picky").result(WAIT_SECONDS)
         assert not isinstance(caught.value, StoreUnavailableError), "the coordinator has died of it"
         assert engine.invoke({}, graph="single") == {"log": ["fine"]}
 

@@ -51,7 +51,7 @@ from lockstep.core.state import State as CoreState
 from lockstep.records import Event
 
 if TYPE_CHECKING:
-    from conftest import Gate, Queues
+    from conftest import Gate, Queues, RetryRun
 
     from lockstep.embedded import Embedded
 
@@ -161,7 +161,7 @@ def test_ainvoke_does_not_hold_up_the_callers_loop(
         submit = parts(engine).store.submit
 
         def slow(runs: Any) -> Any:
-            waited.append(turned.wait(2))
+            waited.append(turned.wait(5))
             return submit(runs)
 
         monkeypatch.setattr(parts(engine).store, "submit", slow)
@@ -627,7 +627,7 @@ def test_a_node_of_a_cancelled_run_is_told(is_async: bool, gate: Gate) -> None:
         run.cancel()
         with pytest.raises(RunCancelledError):
             run.result(WAIT_SECONDS)
-        was_told = told.wait(2)
+        was_told = told.wait(5)
         over.set()
         assert was_told
 
@@ -1019,7 +1019,7 @@ def test_events_are_there_in_order_once_the_step_is_committed(store_url: str, ne
         assert run.backend.reader.events(run.run_id, rows[2].sequence) == rows[3:]
 
 
-def test_events_of_failed_attempts_and_uncommitted_steps_are_not_there(store_url: str, retry: Callable[[Run], None]) -> None:
+def test_events_of_failed_attempts_and_uncommitted_steps_are_not_there(store_url: str, retry: RetryRun) -> None:
     mended: list[bool] = []
 
     def tries(state: State, ctx: Context) -> None:
@@ -1267,13 +1267,18 @@ def test_a_node_that_ends_while_its_engine_is_closed_frees_its_thread(gate: Gate
     assert ended.wait(WAIT_SECONDS)
     for thread in threading.enumerate():
         if thread.name.startswith("lockstep-test"):
-            thread.join(2)
+            thread.join(5)
             was_alive = thread.is_alive()
             threads._work.put(None)  # so that it does not outlive this test
             assert not was_alive
 
 
-def test_a_retry_that_waited_when_its_run_failed_is_not_made_twice(store_url: str, retry: Callable[[Run], None]) -> None:
+def test_a_retry_that_waited_when_its_run_failed_is_not_made_twice(
+    gate: Gate,
+    retry: RetryRun,
+    journalled: Callable[[Run], dict[str, str]],
+    eventually: Callable[[Callable[[], bool]], None],
+) -> None:
     mended: list[bool] = []
     calls: list[tuple[str, int]] = []
 
@@ -1284,6 +1289,7 @@ def test_a_retry_that_waited_when_its_run_failed_is_not_made_twice(store_url: st
 
     def broken(state: State, ctx: Context) -> None:
         calls.append(("broken", ctx.attempt))
+        gate.enter()
         if not mended:
             raise KeyError
 
@@ -1292,13 +1298,15 @@ def test_a_retry_that_waited_when_its_run_failed_is_not_made_twice(store_url: st
         if ctx.attempt == 1:
             raise ValueError
 
-    pause = RetryPolicy(initial_seconds=0.1, jitter=0)
-    longer = RetryPolicy(initial_seconds=0.2, jitter=0)
-    graph = Graph(State).add_node("waits", waits, retry=pause).add_node(broken).add_node("later", later, retry=longer)
+    pause = RetryPolicy(initial_seconds=0.4, jitter=0)
+    graph = Graph(State).add_node("waits", waits, retry=pause).add_node(broken).add_node("later", later, retry=pause)
     graph.add_edge(START, "waits").add_edge(START, "broken").add_edge(["waits", "broken"], "later")
-    with Engine(graph, store_url, with_max_concurrent(1)) as engine:
+    with Engine(graph) as engine:
         # given a run that fails while an item of it waits for its second attempt
-        run = engine.submit({}, options=Options(max_concurrent=2))
+        run = engine.submit({})
+        gate.await_arrivals()
+        eventually(lambda: journalled(run)["waits"] == "failed")
+        gate.open()
         with pytest.raises(NodeFailedError):
             run.result(WAIT_SECONDS)
 

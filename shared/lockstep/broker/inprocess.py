@@ -61,12 +61,6 @@ class InProcessBroker:
         except queue.Empty:
             return messages
 
-    def acknowledge(self) -> None:
-        pass  # What was received is in no other place.
-
-    def lost(self) -> list[Task]:
-        return []  # A worker of this process dies with its coordinator.
-
     def wake(self) -> None:
         self._messages.put(Wake())
 

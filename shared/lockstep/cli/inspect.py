@@ -37,7 +37,7 @@ class ReadOnly:
         """Nothing announces changes here; who waits, polls."""
         return lambda: None
 
-    def check(self) -> None:
+    def check(self, run_id: str) -> None:
         """Runs are moved by other processes."""
 
     def send(self, command: Command) -> None:
