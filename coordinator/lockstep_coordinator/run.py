@@ -237,13 +237,14 @@ class ActiveRun:
             step = None if error else self._step()
         except LockstepError as raised:
             self.cause = self.cause or raised.__cause__
-            error, step = raised, None
+            error, step = raised.located(step_id=self.row.step_id + 1), None
         except Exception as raised:  # of types and functions that are the user's: it concerns this run alone
             self.cause = raised
             error, step = LockstepError(f"merging the step raised {type(raised).__name__}: {text_of(raised)}"), None
+            error.located(step_id=self.row.step_id + 1)
         if error is not None:
             status = RunStatus.CANCELLED if isinstance(error, RunCancelledError) else RunStatus.FAILED
-            located = error.located(run_id=self.run_id, step_id=self.row.step_id + 1)
+            located = error.located(run_id=self.run_id)
             return msgspec.structs.replace(
                 common, update=self._update(status, error=canonical_bytes(located.to_record()))
             ), None
