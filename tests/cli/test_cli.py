@@ -238,11 +238,8 @@ def stored(new_cli: Callable[[], Cli]) -> Cli:
     ("options", "expected"),
     [
         ([], ["a-1", "a-2", "a-3"]),
-        (["--status", "succeeded"], ["a-1", "a-3"]),
-        (["--status", "failed", "--graph", "research"], []),
-        (["--graph", "failing"], ["a-2"]),
-        (["--limit", "2"], ["a-1", "a-2"]),
-        (["--after", "a-1", "--limit", "1"], ["a-2"]),
+        (["--status", "succeeded", "--limit", "1"], ["a-1"]),
+        (["--graph", "research", "--after", "a-1"], ["a-3"]),
     ],
     ids=" ".join,
 )
@@ -307,12 +304,11 @@ def test_show_history_lists_the_tasks_of_each_step(stored: Cli) -> None:
 
 
 def test_show_step_gives_the_state_after_it(stored: Cli) -> None:
-    states = [{"topic": "tea", "notes": []}, {"topic": "TEA", "notes": []}]
-    for step_id, state in enumerate(states):
-        run = parsed(stored("show", "a-1", "--step", str(step_id), "--json"))
-        assert set(run) == FIELDS
-        assert (run["step_id"], run["state"], run["status"]) == (step_id, state, "succeeded")
-        assert run["state_hash"] == State.of(state).hash().hex()
+    state = {"topic": "TEA", "notes": []}
+    run = parsed(stored("show", "a-1", "--step", "1", "--json"))
+    assert set(run) == FIELDS
+    assert (run["step_id"], run["state"], run["status"]) == (1, state, "succeeded")
+    assert run["state_hash"] == State.of(state).hash().hex()
     assert 'topic "tea"' in stored("show", "a-1", "--step", "0").stdout
 
 
@@ -446,32 +442,21 @@ def test_retry_tells_people_how_it_goes(cli: Cli) -> None:
 
 
 def test_ctrl_c_says_how_to_go_on(cli: Cli) -> None:
-    # given a run under way
-    with cli.hold("r") as process:
+    # given a run under way, of a graph and in a store that no variable names
+    with cli.hold("r", "--store", "sqlite:///elsewhere.db") as process:
         # when it is interrupted, then it says how to go on
         process.send_signal(signal.SIGINT)
-        read_line_with(process, "run r is unfinished; go on with: lockstep resume r")
+        line = read_line_with(process, "run r is unfinished; go on with: lockstep resume r")
         # and waits a little for its node, whose result is kept
         (cli.folder / "gate").write_text("go")
         stdout, stderr = process.communicate(timeout=60)
     assert process.returncode not in (0, 1, 2, 3, 4), "the run has not failed"
     assert stdout == "" and "Traceback" not in stderr
-    assert parsed(cli("resume", "r", "--graphs", "flows.py:held", "--json"))["state"] == SECOND
-    assert cli.ledger() == ["first", "second"]
 
-
-def test_what_ctrl_c_says_is_what_works(cli: Cli) -> None:
-    # given a run that was interrupted, of a graph and in a store that no variable names
-    with cli.hold("r", "--store", "sqlite:///elsewhere.db") as process:
-        process.send_signal(signal.SIGINT)
-        line = read_line_with(process, "go on with:")
-        (cli.folder / "gate").write_text("go")
-        process.communicate(timeout=60)
-
-    # when the command that it named is typed, then the run goes on
+    # and what it says works
     command = line.split("go on with: lockstep ")[1].split()
-    done = cli(*command)
-    assert done.returncode == 0, done.stderr
+    assert parsed(cli(*command, "--json"))["state"] == SECOND
+    assert cli.ledger() == ["first", "second"]
 
 
 def read_line_with(process: subprocess.Popen[str], text: str) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lockstep.core.lifecycle import RunStatus
-from lockstep.records import AlreadyCommitted, Committed, Superseded, Transition
+from lockstep.errors import RunNotFoundError
+from lockstep.records import AlreadyCommitted, Command, Committed, Superseded, Transition
 
 if TYPE_CHECKING:
     from conftest import World
@@ -200,6 +201,21 @@ def test_a_transition_of_a_run_that_is_not_there_is_superseded(world: World, ste
     assert world.commit(missing) == [Superseded()]
     assert world.dump("nowhere") == {"run": [], "steps": [], "snapshots": [], "journal": [], "events": []}
     assert world.b.snapshot("nowhere", step_id) == (b"{}", [])
+
+
+def test_a_commit_that_conflicts_leaves_nothing_behind_for_the_next(world: World) -> None:
+    # given a handle on which things were committed and rolled back before its first commit, and a first commit that conflicts
+    for run_id in ("run-1", "run-2"):
+        world.submit(run_id)
+        with pytest.raises(RunNotFoundError):
+            world.a.send(Command(run_id="nowhere", command_id="command", kind="cancel"))
+    assert world.commit(world.step("run-1", 0, version=9)) == [Superseded()]
+
+    # when others follow
+    outcomes = [world.commit(world.step("run-1", 0)), world.commit(world.step("run-2", 0), world.step("run-1", 1))]
+
+    # then what was prepared for the first is not missing
+    assert outcomes == [[Committed()], [Committed(), Committed()]]
 
 
 def test_no_transition_is_no_outcome(world: World) -> None:

@@ -36,7 +36,7 @@ from lockstep import (
     with_queue_depth,
 )
 from lockstep.core.canonical import canonical_bytes
-from lockstep.core.ordering import item_seed_of
+from lockstep.core.ordering import item_seed_of, run_seed_of
 from lockstep.options import With
 
 if TYPE_CHECKING:
@@ -553,20 +553,25 @@ def test_a_run_that_passes_its_deadline_is_cancelled(store_url: str, gate: Gate)
 
 
 def test_the_seed_decides_what_rng_gives(store_url: str) -> None:
-    drawn: list[tuple[str, str, float]] = []
+    drawn: list[tuple[str, int, str, float]] = []
 
     def work(state: State, ctx: Context) -> None:
-        drawn.append((ctx.run_id, ctx.path, ctx.rng.random()))
+        drawn.append((ctx.run_id, ctx.step_id, ctx.path, ctx.rng.random()))
 
-    with Engine(single(work), store_url) as engine:
+    # given runs of two steps, with and without a seed
+    graph = single(work).add_node("again", work).add_edge("work", "again")
+    with Engine(graph, store_url) as engine:
         for run_id, options in {"a": Options(seed=7), "b": Options(seed=7), "c": None, "d": None}.items():
             engine.invoke({}, run_id=run_id, options=options)
-    numbers = {run_id: number for run_id, _, number in drawn}
-    # one seed gives one number, and without one each run has its own
+
+    # then one seed gives the same numbers, and without one each run has its own
+    numbers = {run_id: [number for of, _, _, number in drawn if of == run_id] for run_id in "abcd"}
     assert numbers["a"] == numbers["b"]
-    assert len({numbers["a"], numbers["c"], numbers["d"]}) == 3
-    # and it is the documented one
-    assert numbers["a"] == Random(item_seed_of(7, bytes.fromhex(drawn[0][1]), 0)).random()
+    assert len({number for run_id in "acd" for number in numbers[run_id]}) == 6
+    # and they are the documented ones
+    for run_id, step_id, path, number in drawn:
+        seed = 7 if run_id in "ab" else run_seed_of(run_id)
+        assert number == Random(item_seed_of(seed, bytes.fromhex(path), step_id - 1)).random()
 
 
 def test_the_documented_vectors_hold_in_a_run() -> None:

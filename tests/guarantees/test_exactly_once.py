@@ -35,6 +35,8 @@ INPUT = {"parts": 3}
 EXECUTIONS = 9
 KILLS = 50
 AT_ONCE = 3
+LONG = 0.15
+"""Seconds that a node may take in a process that must not come to its end before it is met."""
 
 
 @dataclass(frozen=True)
@@ -170,14 +172,20 @@ class LedgerRuns:
         submission = ["run", self.graph, "--input", json.dumps(INPUT), "--run-id", RUN_ID]
         return [*submission, "--store", self.url(name), "--json"]
 
-    def start(self, name: object, executions: int, *, new_database: bool = False) -> subprocess.Popen[str]:
+    def start(
+        self, name: object, executions: int, *, new_database: bool = False, pause_seconds: float = 0.004
+    ) -> subprocess.Popen[str]:
         """Start a process, and wait until it has loaded the graph and begun so many executions, or has ended."""
         if not new_database:
             shutil.copy(self.directory / "empty.db", self.directory / f"{name}.db")
         beat = self._pulse()
         self._beats.append(beat)  # Read until the test ends: a node that finds nobody at the other end would fail.
         process: subprocess.Popen[str] = self._command_line.start(
-            *self.submission(name), pass_fds=[beat.fd], LEDGER=str(self.ledger(name)), LEDGER_PULSE=str(beat.fd)
+            *self.submission(name),
+            pass_fds=[beat.fd],
+            LEDGER=str(self.ledger(name)),
+            LEDGER_PULSE=str(beat.fd),
+            LEDGER_PAUSE_SECONDS=str(pause_seconds),
         )
         beat.close_writer()
         beat.wait(1 + executions)
@@ -264,7 +272,7 @@ def test_the_command_line_goes_on_with_a_killed_run(
     ledger_runs: LedgerRuns, command_line: Any, undisturbed: Ended, command: str
 ) -> None:
     # given a process that was killed within its run
-    process = ledger_runs.start("killed", 5)
+    process = ledger_runs.start("killed", 5, pause_seconds=LONG)
     process.kill()
     process.communicate()
     ledger = ledger_runs.ledger("killed")
@@ -288,7 +296,7 @@ def test_a_killed_owner_that_nobody_has_waited_for_is_dead(
     ledger_runs: LedgerRuns, ledger_graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a process that was killed, and whose parent has not asked how it ended: a zombie
-    process = ledger_runs.start("killed", 2)
+    process = ledger_runs.start("killed", 2, pause_seconds=LONG)
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 
@@ -310,7 +318,7 @@ def test_a_run_that_is_asked_to_end_gives_its_lease_back_and_keeps_what_it_has(
     # given processes that are asked to end at some moment of their run
     processes, survey = {}, Survey()
     for begun in (1, 2, 4):
-        processes[begun] = ledger_runs.start(begun, begun)
+        processes[begun] = ledger_runs.start(begun, begun, pause_seconds=LONG)
         processes[begun].send_signal(number)
 
     for begun, process in processes.items():
@@ -330,7 +338,7 @@ def test_a_suspended_process_whose_lease_has_ended_is_taken_over_and_writes_noth
     ledger_runs: LedgerRuns, undisturbed: Ended, ledger_graph: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a process that is suspended, outside of any transaction, until its lease has ended
-    process = ledger_runs.start("suspended", 2)
+    process = ledger_runs.start("suspended", 2, pause_seconds=LONG)
     left = ledger_runs.left_by("suspended")
     with closing(sqlite3.connect(ledger_runs.directory / "suspended.db", timeout=0.1, isolation_level=None)) as database:
         while True:

@@ -68,7 +68,7 @@ class GroupCommit(ABC):
         return Superseded()
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         self._connection.close()
 
 

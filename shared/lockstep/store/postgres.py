@@ -131,12 +131,13 @@ class PostgresCommit(GroupCommit):
         ]
         try:
             with driver.pipeline():
-                driver.execute("BEGIN")
+                driver.execute("BEGIN", prepare=False)
                 driver.execute(self._fence, (self._lease_ms, commit_id, lease_id))
                 for statement in statements:
                     if statement is not None:
                         driver.execute(*statement)
-                driver.execute("COMMIT")
+                # Never prepared: where the pool has used it before, psycopg does not notice that a pipeline ended before it.
+                driver.execute("COMMIT", prepare=False)
         except psycopg.errors.DivisionByZero:
             driver.execute("ROLLBACK")
             held = driver.execute("SELECT 1 FROM leases WHERE lease_id = %s", (lease_id,)).fetchone()

@@ -13,6 +13,9 @@ from typing import Annotated, Any, TypedDict
 from lockstep import START, Context, Graph, RetryPolicy, Send
 
 
+PAUSE_SECONDS = float(os.environ.get("LEDGER_PAUSE_SECONDS", "0.004"))
+
+
 class State(TypedDict, total=False):
     parts: int
     seen: Annotated[list[str], operator.add]
@@ -37,7 +40,7 @@ def noted(ctx: Context, what: str) -> dict[str, Any]:
     finally:
         os.close(ledger)
     pulse()
-    time.sleep(random.uniform(0.0, 0.004))  # Not ctx.rng: when something dies shall differ each time.
+    time.sleep(random.uniform(0.0, PAUSE_SECONDS))  # Not ctx.rng: when something dies shall differ each time.
     ctx.emit("ran", {"what": what})
     return {"seen": [what], "drawn": [ctx.rng.random()]}
 
