@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -454,7 +455,7 @@ def test_ctrl_c_says_how_to_go_on(cli: Cli) -> None:
     assert stdout == "" and "Traceback" not in stderr
 
     # and what it says works
-    command = line.split("go on with: lockstep ")[1].split()
+    command = shlex.split(line.split("go on with: lockstep ")[1])
     assert parsed(cli(*command, "--json"))["state"] == SECOND
     assert cli.ledger() == ["first", "second"]
 

@@ -74,7 +74,8 @@ def fresh_postgres(_: Path) -> Callable[[], Store]:
     url = postgres_database()
     engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
     with engine.begin() as connection:
-        connection.exec_driver_sql(f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY")
+        # TRUNCATE makes new files, which takes a tenth of a second; there is never much to delete.
+        connection.exec_driver_sql("; ".join(f"DELETE FROM {table}" for table in metadata.tables))
     return lambda: open_store(url)
 
 

@@ -12,7 +12,6 @@ from typing import Annotated, Any, TypedDict
 
 from lockstep import START, Context, Graph, RetryPolicy, Send
 
-
 PAUSE_SECONDS = float(os.environ.get("LEDGER_PAUSE_SECONDS", "0.004"))
 
 
