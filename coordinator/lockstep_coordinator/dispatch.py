@@ -59,7 +59,7 @@ class Dispatcher:
             accepted = self._broker.offer([task for _, _, task in plan])
             for (run, item, _), taken in zip(plan, accepted, strict=True):
                 if taken:
-                    run.refused.discard(item.path)
+                    run.refused.pop(item.path, None)
             refused = [entry for entry, taken in zip(plan, accepted, strict=True) if not taken]
             for run, item, _ in reversed(refused):
                 run.take_back(item)
@@ -90,15 +90,15 @@ class Dispatcher:
         """The item stays in the frontier and is offered again when there is room."""
         if item.path in run.refused:
             return
-        run.refused.add(item.path)
+        run_id, since = run.run_id, time.monotonic()
+        run.refused[item.path] = since
         self._counts.backpressure_events += 1
         if run.options.backpressure_timeout_seconds is not None:
-            run_id, since = run.run_id, time.monotonic()
             self._set_timer(run.options.backpressure_timeout_seconds, lambda: self._give_up(run_id, item, queue, since))
 
     def _give_up(self, run_id: str, item: WorkItem, queue: str, since: float) -> None:
         run = self._waiting.get(run_id)
-        if run is None or item.path not in run.refused:
+        if run is None or run.refused.get(item.path) != since:
             return
         error = BackpressureError(
             f"node {item.node_id!r} found no room in queue {queue!r} for {time.monotonic() - since:.1f} s; "

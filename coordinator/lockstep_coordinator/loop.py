@@ -192,8 +192,8 @@ class Coordinator:
     def _obey(self, command: Command) -> None:
         run = self._runs.get(command.run_id)
         if run is None:
-            [row] = self._store.find_runs(run_ids=[command.run_id])
-            run = self._load(row)
+            rows = self._store.find_runs(run_ids=[command.run_id])
+            run = self._load(rows[0]) if rows else None  # None: it was deleted meanwhile, and its commands with it.
         if run is not None:
             run.obey(command)
             self._moved[run.run_id] = run

@@ -57,7 +57,7 @@ class ActiveRun:
         self.frontier = Frontier()
         self.ready: dict[str, deque[WorkItem]] = {}
         self.in_flight: dict[bytes, int] = {}
-        self.refused: set[bytes] = set()
+        self.refused: dict[bytes, float] = {}
         self.cause: BaseException | None = None
         self._items: dict[bytes, WorkItem] = {}
         self._outcomes: dict[bytes, Finished] = {}

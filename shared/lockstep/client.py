@@ -314,7 +314,8 @@ async def _wait_for(changed: asyncio.Event, seconds: float) -> None:
 
 
 def _set_from_thread(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
-    if not loop.is_closed():
+    # A loop that is closed has nobody waiting; it may close at any moment.
+    with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(event.set)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -22,6 +23,11 @@ VARIABLES = {
     "LOCKSTEP_GRAPHS": "graphs",
 }
 """The variables that are read, and the setting that each one gives."""
+
+
+def masked(url: str) -> str:
+    """The URL without its password, for people to see."""
+    return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", url)
 
 
 def read_settings(

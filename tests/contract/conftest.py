@@ -118,10 +118,16 @@ ADAPTERS = [
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`adapter` is each of the adapters in turn; `sql_adapter` each but the reference model. Asked for both, they are one."""
+    """`adapter` is each of the adapters in turn; `sql_adapter` each but the reference model. Asked for both, they are one.
+
+    A module that is about one database says so as `ADAPTERS_TESTED`.
+    """
     asked = [name for name in ("adapter", "sql_adapter") if name in metafunc.fixturenames]
     if asked:
-        chosen = [adapter for adapter in ADAPTERS if "sql_adapter" not in asked or adapter.name != "memory"]
+        tested = getattr(metafunc.module, "ADAPTERS_TESTED", [adapter.name for adapter in ADAPTERS])
+        if "sql_adapter" in asked:
+            tested = [name for name in tested if name != "memory"]
+        chosen = [adapter for adapter in ADAPTERS if adapter.name in tested]
         metafunc.parametrize(asked, [[adapter] * len(asked) for adapter in chosen], ids=[adapter.name for adapter in chosen])
 
 
@@ -210,7 +216,7 @@ class World:
 
     @staticmethod
     def new(run_id: str, **fields: Any) -> NewRun:
-        defaults = {"graph": "research", "graph_hash": "hash-1", "partition_id": "A", "shard": 7}
+        defaults: dict[str, Any] = {"graph": "research", "graph_hash": "hash-1", "partition_id": "A", "shard": 7}
         return NewRun(run_id=run_id, **({"input": b"{}", "options": b"{}"} | defaults | fields))
 
     def submit(self, *run_ids: str, **fields: Any) -> list[RunRow]:
@@ -227,17 +233,23 @@ class World:
 
     @classmethod
     def journal_row(cls, run_id: str, item: str, kind: str = "done", n: int = 0, **fields: Any) -> JournalRow:
-        defaults = {"step_id": 1, "payload": f'["{item}"]'.encode(), "meta": b"{}"}
+        defaults: dict[str, Any] = {"step_id": 1, "payload": f'["{item}"]'.encode(), "meta": b"{}"}
         return JournalRow(run_id=run_id, path=cls.key(item), kind=kind, n=n, **(defaults | fields))
 
     @staticmethod
     def event(run_id: str, sequence: int, position: int = 0, **fields: Any) -> Event:
-        defaults = {"step_id": sequence - 1, "node_id": "node", "type": "found", "data": b"1"}
+        defaults: dict[str, Any] = {"step_id": sequence - 1, "node_id": "node", "type": "found", "data": b"1"}
         return Event(run_id=run_id, sequence=sequence, position=position, **(defaults | fields))
 
     @staticmethod
     def update(run_id: str, step_id: int, status: RunStatus = RunStatus.RUNNING, **fields: Any) -> RunUpdate:
-        defaults = {"expected_version": step_id, "state_hash": b"h" * 32, "error": None, "options": b"{}", "retries": 0}
+        defaults: dict[str, Any] = {
+            "expected_version": step_id,
+            "state_hash": b"h" * 32,
+            "error": None,
+            "options": b"{}",
+            "retries": 0,
+        }
         return RunUpdate(run_id=run_id, step_id=step_id, status=status, **(defaults | fields))
 
     @classmethod
@@ -256,10 +268,12 @@ class World:
         **fields: Any,
     ) -> Transition:
         """The commit of a step; `key` is its idempotency key, `fields` are the step row's."""
-        defaults = {"state_hash": b"h" * 32, "patch": b"patch %d" % step_id, "frontier": b"frontier %d" % step_id}
-        row = StepRow(
-            run_id=run_id, step_id=step_id, idempotency_key=key or cls.key(run_id, step_id), **cast("Any", defaults | fields)
-        )
+        defaults: dict[str, Any] = {
+            "state_hash": b"h" * 32,
+            "patch": b"patch %d" % step_id,
+            "frontier": b"frontier %d" % step_id,
+        }
+        row = StepRow(run_id=run_id, step_id=step_id, idempotency_key=key or cls.key(run_id, step_id), **(defaults | fields))
         expected = step_id if version is None else version
         update = cls.update(run_id, step_id, status, expected_version=expected, state_hash=row.state_hash)
         return Transition(

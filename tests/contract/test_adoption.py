@@ -269,13 +269,17 @@ def test_a_revival_comes_from_the_new_owner_too(begun: World) -> None:
 # Races.
 
 
-def test_of_adopters_that_race_each_run_has_one_new_owner(world: World) -> None:
+@pytest.mark.parametrize("how", ["closed", "past its time"])
+def test_of_adopters_that_race_each_run_has_one_new_owner(world: World, how: str) -> None:
     names = [f"run-{n:02}" for n in range(40)]
     world.submit(*names)
     leases = [f"adopter-{n}" for n in range(6)]
     for lease in leases:
         world.b.open_lease(lease, "holder-b", HOUR)
-    world.expire("A")
+    if how == "closed":
+        world.a.close_lease("A")
+    else:
+        world.expire("A")
 
     # when six coordinators take over at the same moment
     adopted = world.together(

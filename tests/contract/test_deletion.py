@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from lockstep.records import Committed, Superseded, Transition
 if TYPE_CHECKING:
     from conftest import World
 
-GONE = {"run": [], "steps": [], "snapshots": [], "journal": [], "events": []}
+GONE: dict[str, list[object]] = {"run": [], "steps": [], "snapshots": [], "journal": [], "events": []}
 
 
 def fill(world: World, run_id: str, status: RunStatus) -> None:
@@ -121,11 +122,10 @@ def test_of_a_deletion_and_a_revival_that_race_one_wins(world: World) -> None:
         fill(world, run_id, RunStatus.FAILED)
         revival = world.moved(run_id, 1, RunStatus.RUNNING, version=2, retries=1, revives=True)
 
-        deleted, outcome = world.together(
-            lambda run_id=run_id: world.b.delete(run_id), lambda revival=revival: world.commit(revival)[0]
-        )
+        answers: list[Any] = world.together(partial(world.b.delete, run_id), partial(world.commit, revival))
 
-        assert outcome == (Superseded() if deleted else Committed())
+        deleted, outcomes = answers
+        assert outcomes == [Superseded() if deleted else Committed()]
         assert [row.status for row in world.a.find_runs(run_ids=[run_id])] == ([] if deleted else [RunStatus.RUNNING])
     # and those that were revived are cared for, those that were deleted forgotten
     left = [row.run_id for row in world.a.find_runs()]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # No deadline: a pause of the machine would fail what holds. No database: nothing is written beside the tests. On CI it tries
 # the same examples every time, so a red build is red for its change.
 SETTINGS = settings(
-    max_examples=50,
+    max_examples=40,
     stateful_step_count=30,
     deadline=None,
     database=None,

@@ -46,6 +46,7 @@ from lockstep import (
     with_max_concurrent,
     with_queue_depth,
 )
+from lockstep.broker.inprocess import InProcessBroker
 from lockstep.core.ordering import ROOT_PATH, idempotency_key_of, item_key_of, order_key_of, path_of
 from lockstep.core.state import State as CoreState
 from lockstep.records import Event
@@ -1103,6 +1104,7 @@ def test_deltas_merge_in_ascending_order_key_whoever_finishes_first(ordering: An
     assert notes == [int(task.node_id[1:]) for task in tasks]
     assert [task.order_key for task in tasks] == sorted(task.order_key for task in tasks)
     assert ordering == "hash" or notes == list(range(count))
+    assert ordering == "edge" or [task.order_key for task in tasks] == [task.path[:16] for task in tasks]
 
 
 @pytest.mark.parametrize(
@@ -1219,6 +1221,46 @@ def test_an_engine_that_is_closed_commits_what_its_nodes_return(sqlite_url: str,
         assert other.recover() == []
     assert calls == ["first", "second"]
     assert run.run_id == "r"
+
+
+def test_an_engine_that_is_closed_starts_nothing_more(
+    sqlite_url: str, gate: Gate, queues: Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    def work(state: State, ctx: Context) -> State:
+        started.append(ctx.node_id)
+        gate.enter()
+        return {"notes": [ctx.node_id]}
+
+    # given one slot, with a node in it, and two nodes that are queued
+    graph = Graph(State)
+    for node_id in ("a", "b", "c"):
+        graph.add_node(node_id, work).add_edge(START, node_id)
+    engine = Engine(graph, sqlite_url, with_max_concurrent(1))
+    run = engine.submit({}, run_id="r", options=Options(max_concurrent=3))
+    gate.await_arrivals()
+    queues.until(lambda: queues.count(run) == 3)
+
+    # when the engine is closed, and the node returns while it is waited for
+    receive = InProcessBroker.receive
+    closing = threading.Thread(target=engine.close)
+
+    def opening(self: InProcessBroker, timeout_seconds: float) -> Any:
+        if threading.current_thread() is closing:
+            gate.open()
+        return receive(self, timeout_seconds)
+
+    monkeypatch.setattr(InProcessBroker, "receive", opening)
+    closing.start()
+    closing.join(WAIT_SECONDS)
+
+    # then the others have not started; they do where the run goes on
+    assert started == ["a"]
+    with Engine(graph, sqlite_url) as other:
+        other.recover()
+        assert other.run("r").result(WAIT_SECONDS) == {"notes": ["a", "b", "c"]}
+    assert sorted(started) == ["a", "b", "c"]
 
 
 def test_an_engine_lives_as_long_as_its_runs_are_used(gate: Gate) -> None:

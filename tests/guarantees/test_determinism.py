@@ -465,9 +465,9 @@ def test_an_audit_has_one_state_hash_on_every_store_and_with_any_slots(tmp_path:
 def test_processes_that_hash_strings_differently_compute_the_same(
     command_line: Any, program: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    # given one run in three processes, whose sets of strings have different orders
+    # given one run in two processes, whose sets of strings have different orders
     histories = []
-    for seed in ("0", "1", "2"):
+    for seed in ("0", "1"):
         store = f"sqlite:///{tmp_path}/{seed}.db"
         arguments = [f"{program('ledger_flow.py')}:graph", "--input", '{"parts": 5}', "--run-id", "run-1", "--store", store]
         environment = {"LEDGER": f"{tmp_path}/{seed}.ledger", "PYTHONHASHSEED": seed}
@@ -476,13 +476,13 @@ def test_processes_that_hash_strings_differently_compute_the_same(
         _, out, _ = command_line.run("show", "run-1", "--history", "--store", store, "--json")
         histories.append(json.loads(out))
 
-    # then all of them have the same states, hashes, keys and deltas
+    # then both have the same states, hashes, keys and deltas
     for history in histories:
         for step in history["history"]:
             del step["committed_at"]
             for task in step["tasks"]:
                 del task["started_at"], task["latency_ms"], task["delivery"]
-    assert histories[0] == histories[1] == histories[2]
+    assert histories[0] == histories[1]
     assert histories[0]["status"] == "succeeded"
 
 

@@ -33,7 +33,7 @@ from lockstep import (
     with_conflict_policy,
 )
 from lockstep.broker.inprocess import InProcessBroker
-from lockstep.records import Superseded
+from lockstep.records import Command, Superseded
 from lockstep.store.memory import MemoryStore
 from lockstep_coordinator.loop import Coordinator
 
@@ -381,6 +381,38 @@ def test_a_failed_run_is_retried_by_another_engine(one_store: str, nodes: Nodes)
         # then
         assert run.result() == {"log": LOG}
     assert nodes.counts == {"first": 1, "left": 1, "right": 1, "last": 2}
+
+
+@pytest.mark.parametrize("status", ["running", "succeeded", "cancelled"])
+def test_a_retry_that_comes_when_its_run_no_longer_is_failed_changes_nothing(
+    store_url: str, nodes: Nodes, wait: Wait, commits_of: Any, status: str
+) -> None:
+    # given a run that another one has retried before, and that stands somewhere else now
+    nodes.hold("right")
+    with Engine(diamond(nodes), store_url) as engine:
+        commits = commits_of(engine)
+        run = engine.submit({})
+        wait(nodes.started["right"])
+        if status == "succeeded":
+            nodes.release()
+            run.result()
+        if status == "cancelled":
+            run.cancel()
+            with pytest.raises(RunCancelledError):
+                run.result()
+        before = run.row()
+        assert before.status == status
+
+        # when the second request arrives
+        run.backend.send(Command(run_id=run.run_id, command_id="second", kind="retry", payload=b"{}"))
+        commits.until(lambda seen: "second" in seen[1].consumed)
+
+        # then nothing has changed
+        assert run.row() == before
+        nodes.release()
+        if status == "running":
+            assert run.result() == {"log": LOG}
+        assert nodes.counts["right"] == 1
 
 
 def test_a_retry_gives_all_attempts_anew_and_counts_on(store_url: str, nodes: Nodes) -> None:

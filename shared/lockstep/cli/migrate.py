@@ -7,7 +7,7 @@ from contextlib import closing
 import click
 
 from lockstep.cli.options import store_option
-from lockstep.config import read_settings
+from lockstep.config import masked, read_settings
 from lockstep.store import open_store
 
 
@@ -17,4 +17,4 @@ def migrate(store: str | None) -> None:
     """Bring the database's schema up to date. Every start does so too; this is for doing it beforehand."""
     url = read_settings(store=store).store_url
     with closing(open_store(url)):
-        click.echo(f"{url} is up to date")
+        click.echo(f"{masked(url)} is up to date")

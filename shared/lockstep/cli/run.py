@@ -20,7 +20,7 @@ from lockstep.cli.load import load_graph
 from lockstep.cli.options import graphs_option, json_option, store_option
 from lockstep.cli.output import print_json, print_run, run_record
 from lockstep.client import Run
-from lockstep.config import DEFAULT_STORE_URL, Settings, read_settings
+from lockstep.config import DEFAULT_STORE_URL, Settings, masked, read_settings
 from lockstep.core.lifecycle import RunStatus
 from lockstep.engine import Engine
 from lockstep.errors import ConfigurationError, LockstepError, StateError
@@ -118,7 +118,7 @@ def _follow(run: Run, settings: Settings, as_json: bool) -> None:
         failed = True
     except KeyboardInterrupt:
         graphs = [argument for reference in settings.graphs for argument in ("--graphs", reference)]
-        again = shlex.join(["lockstep", "resume", run.run_id, *graphs, "--store", settings.store_url])
+        again = shlex.join(["lockstep", "resume", run.run_id, *graphs, "--store", masked(settings.store_url)])
         click.echo(f"\nrun {run.run_id} is unfinished; go on with: {again}", err=True)
         sys.exit(128 + signal.SIGINT)
     record = run_record(run)
@@ -127,8 +127,10 @@ def _follow(run: Run, settings: Settings, as_json: bool) -> None:
     else:
         console = Console(file=sys.__stdout__)
         print_run(console, record)
-        where = "" if settings.store_url == DEFAULT_STORE_URL else f" --store {settings.store_url}"
-        console.print(f"[dim]its rows are in {settings.store_url}: lockstep show {run.run_id}{where}[/dim]", soft_wrap=True)
+        where = "" if settings.store_url == DEFAULT_STORE_URL else f" --store {masked(settings.store_url)}"
+        console.print(
+            f"[dim]its rows are in {masked(settings.store_url)}: lockstep show {run.run_id}{where}[/dim]", soft_wrap=True
+        )
     if failed:
         sys.exit(RUN_FAILED)
 

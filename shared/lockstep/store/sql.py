@@ -51,7 +51,11 @@ class SqlStore:
         self._lease_seconds: dict[str, float] = {}
         self._commits: dict[str, GroupCommit] = {}
         self._commits_lock = threading.Lock()
-        self.migrate()
+        try:
+            self.migrate()
+        except BaseException:
+            self._engine.dispose()
+            raise
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
@@ -69,8 +73,9 @@ class SqlStore:
             yield connection
 
     def _unavailable(self, error: BaseException | None) -> StoreUnavailableError:
+        reason = " ".join(str(error).split())
         return StoreUnavailableError(
-            f"the database {self.url} does not work: {error}; check that its folder exists, can be written and has room",
+            f"the database {self.url} does not work: {reason}; check that its folder exists, can be written and has room",
             url=self.url,
         )
 
@@ -254,6 +259,7 @@ class SqlStore:
     ) -> list[str]:
         leases, partitions, u, r = schema.leases.c, schema.partitions.c, schema.unfinished.c, schema.runs.c
         with self._writing() as connection:
+            self._database.lock_schema(connection)  # One takes over at a time: two could read the same runs as nobody's.
             self._end_leases(connection, lease_id, is_dead)
             owned = sa.select(partitions.partition_id).where(partitions.lease_id.in_(sa.select(leases.lease_id)))
             if run_ids is None:

@@ -60,6 +60,14 @@ class SqliteDatabase:
 
 
 def _set_up(connection: sqlite3.Connection, _: Any) -> None:
+    try:
+        _configure(connection)
+    except BaseException:
+        connection.close()  # The pool does not know it yet.
+        raise
+
+
+def _configure(connection: sqlite3.Connection) -> None:
     # Autocommit: the driver's own BEGIN would be deferred, and a deferred transaction that turns to writing fails at once
     # instead of waiting for its turn.
     connection.isolation_level = None
