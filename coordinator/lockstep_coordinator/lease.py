@@ -12,8 +12,9 @@ from pathlib import Path
 from lockstep.errors import StoreUnavailableError
 from lockstep.ports import Store
 
-LEASE_SECONDS = 10.0
-"""How long a lease holds without being renewed; after that others may take over."""
+LEASE_SECONDS = 8.0
+"""How long a lease holds without being renewed; after that others may take over. They look every second and then have to load
+the runs, and the next commit shall come within 10 s."""
 
 RENEWALS_PER_LEASE = 4
 
@@ -21,12 +22,13 @@ RENEWALS_PER_LEASE = 4
 class LeaseKeeper:
     """Holds a lease until `close`, and calls `on_loss` once if it is taken away."""
 
-    def __init__(self, store: Store, on_loss: Callable[[], None]) -> None:
+    def __init__(self, store: Store, on_loss: Callable[[], None], *, embedded: bool = True) -> None:
         self.lease_id = uuid.uuid4().hex
         self._store = store
         self._on_loss = on_loss
         self._closing = threading.Event()
-        store.open_lease(self.lease_id, holder_name(), LEASE_SECONDS)
+        self._closed = False
+        store.open_lease(self.lease_id, holder_name(), LEASE_SECONDS, embedded=embedded)
         self._thread = threading.Thread(target=self._renew, name="lockstep-lease", daemon=True)
         self._thread.start()
 
@@ -40,13 +42,17 @@ class LeaseKeeper:
                 self._on_loss()
                 return
 
-    def close(self) -> None:
-        """Stop renewing and give the lease back. Idempotent."""
-        if self._closing.is_set():
-            return
+    def stop_renewing(self) -> None:
+        """Let the lease run out."""
         self._closing.set()
         self._thread.join()
-        self._store.close_lease(self.lease_id)
+
+    def close(self) -> None:
+        """Stop renewing and give the lease back. Idempotent; after a StoreUnavailableError, to be called again."""
+        self.stop_renewing()
+        if not self._closed:
+            self._store.close_lease(self.lease_id)
+            self._closed = True
 
 
 def holder_name() -> str:

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Protocol, assert_never
+from typing import Protocol, TypeVar, assert_never
 
 from lockstep.core.lifecycle import FINISHED
 from lockstep.core.records import WorkItem
@@ -24,6 +24,8 @@ from lockstep.records import (
     AlreadyCommitted,
     Command,
     Committed,
+    HandedBack,
+    Outstanding,
     Refused,
     RunRow,
     Superseded,
@@ -35,6 +37,8 @@ from lockstep_coordinator.dispatch import Counts, Dispatcher
 from lockstep_coordinator.lease import is_dead
 from lockstep_coordinator.recovery import load
 from lockstep_coordinator.run import ActiveRun, Retry, Verdict
+
+A = TypeVar("A", TaskResult, HandedBack, Outstanding)
 
 SWEEP_SECONDS = 1.0
 """How often the store is asked for work that no message announced."""
@@ -54,10 +58,21 @@ class Observer(Protocol):
 
 
 class Coordinator:
-    """Moves the runs of one lease. One thread calls `run`; the other methods may be called from any thread."""
+    """Moves the runs of one lease: an embedded engine's own, or, if it `shares`, its part of those of all shards.
+
+    One thread calls `run`; the other methods may be called from any thread.
+    """
 
     def __init__(
-        self, store: Store, broker: Broker, lease_id: str, graphs: Mapping[str, CompiledGraph], observer: Observer
+        self,
+        store: Store,
+        broker: Broker,
+        lease_id: str,
+        graphs: Mapping[str, CompiledGraph],
+        observer: Observer,
+        *,
+        shares: bool = False,
+        counts: Counts | None = None,
     ) -> None:
         self._store = store
         self._broker = broker
@@ -65,7 +80,9 @@ class Coordinator:
         self._graphs = graphs
         self._observer = observer
         self._runs: dict[str, ActiveRun] = {}
-        self.counts = Counts()
+        self._shares = shares
+        self._owned: dict[str, int] = {} if shares else {lease_id: 1}
+        self.counts = Counts() if counts is None else counts
         self._dispatcher = Dispatcher(broker, self.counts, self._set_timer, self._expire)
         self._arrivals: queue.SimpleQueue[RunRow] = queue.SimpleQueue()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
@@ -97,11 +114,16 @@ class Coordinator:
         """Runs in memory."""
         return len(self._runs)
 
+    @property
+    def in_flight(self) -> int:
+        """Tasks that are handed out and not answered."""
+        return sum(len(run.in_flight) for run in list(self._runs.values()))
+
     def run(self) -> None:
         """Turn after turn, until `stop` or an error of the store."""
         error: Exception | None = None
         try:
-            self._set_timer(SWEEP_SECONDS, self._sweep)
+            self._set_timer(0.0 if self._shares else SWEEP_SECONDS, self._sweep)
             while not self._stopping.is_set():
                 self.turn(self._until_next_timer())
         except Exception as raised:
@@ -111,20 +133,31 @@ class Coordinator:
 
     def turn(self, timeout_seconds: float) -> None:
         """One turn of the loop, after waiting at most this long for something to do."""
-        for message in self._broker.receive(timeout_seconds):
+        self._receive(timeout_seconds)
+        self._fire_timers()
+        if self._commit():
+            self._broker.acknowledge()
+        self._dispatcher.dispatch()
+
+    def _receive(self, timeout_seconds: float) -> bool:
+        """Take in what has arrived; False: nothing has."""
+        messages = self._broker.receive(timeout_seconds)
+        look = False
+        for message in messages:
             match message:
                 case TaskResult():
-                    self._absorb(message)
+                    self._answered(message, ActiveRun.absorb)
+                case HandedBack():
+                    self._answered(message, ActiveRun.take_again)
                 case Wake():
                     self._take_arrivals()
-                    if self._commands_sent.is_set():
-                        self._commands_sent.clear()
-                        self._look()
+                    look = look or message.look or self._commands_sent.is_set()
                 case _:
                     assert_never(message)
-        self._fire_timers()
-        self._commit()
-        self._dispatcher.dispatch()
+        if look:
+            self._commands_sent.clear()
+            self._look()
+        return bool(messages)
 
     def drain(self, timeout_seconds: float) -> None:
         """Hand out nothing more; commit what comes of the tasks in flight, waiting at most this long."""
@@ -135,19 +168,20 @@ class Coordinator:
         while any(run.in_flight for run in self._runs.values()) and (left := deadline - time.monotonic()) > 0:
             for message in self._broker.receive(left):
                 if isinstance(message, TaskResult):
-                    self._absorb(message)
+                    self._answered(message, ActiveRun.absorb)
             self._commit()
 
-    def _absorb(self, result: TaskResult) -> None:
-        run = self._runs.get(result.run_id)
-        retry = run.absorb(result) if run is not None else Verdict.DROPPED
-        if run is None or retry is Verdict.DROPPED:
+    def _answered(self, answer: A, take_in: Callable[[ActiveRun, A], Retry | Verdict]) -> None:
+        """Let the run take in what became of one of its tasks."""
+        run = self._runs.get(answer.run_id)
+        verdict = take_in(run, answer) if run is not None else Verdict.DROPPED
+        if run is None or verdict is Verdict.DROPPED:
             self.counts.dropped_results += 1
             return
         self._moved[run.run_id] = run
-        if isinstance(retry, Retry):
-            item = retry.item
-            self._set_timer(retry.pause_seconds, lambda: self._try_again(result.run_id, item))
+        if isinstance(verdict, Retry):
+            run_id, item = answer.run_id, verdict.item
+            self._set_timer(verdict.pause_seconds, lambda: self._try_again(run_id, item))
 
     def _try_again(self, run_id: str, item: WorkItem) -> None:
         run = self._runs.get(run_id)
@@ -177,8 +211,39 @@ class Coordinator:
         return run
 
     def _sweep(self) -> None:
+        """What no message announces: partitions that come or go, tasks that got lost, new runs and commands."""
         self._set_timer(SWEEP_SECONDS, self._sweep)
+        if self._shares:
+            self._share()
+        for task in self._broker.lost():
+            self._answered(task, ActiveRun.lose)
         self._look()
+
+    def _share(self) -> None:
+        """Take this coordinator's part of the partitions: go on with the runs of those gained, drop those given away."""
+        # Named once: coordinators with two versions of a graph would else take turns in being the last that loaded it.
+        names = {} if self._owned else {graph.name: graph_hash for graph_hash, graph in self._graphs.items()}
+        owned = self._store.share(self._lease_id, names, is_dead)
+        gained, given = owned.keys() - self._owned.keys(), self._owned.keys() - owned.keys()
+        for run in [run for run in self._runs.values() if run.row.partition_id in given]:
+            self._drop(run)
+            self._broker.forget(run.run_id)
+        if owned != self._owned:
+            self._owned = owned
+            self._broker.own(owned)
+        if gained:
+            self._go_on_with(row for row in self._store.unfinished(gained) if row.run_id not in self._runs)
+
+    def _go_on_with(self, rows: Iterable[RunRow]) -> None:
+        """Load runs that others have moved before. What they have handed out is waited for, not handed out twice."""
+        runs = {row.run_id: run for row in rows if (run := self._load(row)) is not None}
+        begun = [run_id for run_id, run in runs.items() if run.frontier.items]
+        if not begun:
+            return
+        for task in self._broker.outstanding(begun):
+            runs[task.run_id].expect(task)
+        while self._receive(0.0):
+            pass  # Results that wait: with them, some items need not be handed out.
 
     def _look(self) -> None:
         """Look for what no message announced: runs submitted elsewhere, and commands."""
@@ -203,14 +268,18 @@ class Coordinator:
         self._commands_sent.set()
         self._broker.wake()
 
-    def _commit(self) -> None:
-        """Store what all moved runs have to store, in one transaction, and act on each run's outcome."""
+    def _commit(self) -> bool:
+        """Store what all moved runs have to store, in one transaction, and act on each run's outcome.
+
+        False: some run belongs to somebody else by now, who may need the results that it came from.
+        """
+        all_ours = True
         while self._moved:
             moved, self._moved = self._moved, {}
             pending = [(run, *run.transition()) for run in moved.values()]
             pending = [entry for entry in pending if _says_something(entry[1])]
             if not pending:
-                return
+                break
             transitions = [transition for _, transition, _ in pending]
             outcomes = self._store.commit(self._lease_id, next(self._commit_ids), transitions)
             for (run, transition, step), outcome in zip(pending, outcomes, strict=True):
@@ -218,6 +287,7 @@ class Coordinator:
                     case Committed():
                         self._accept(run, transition, step)
                     case AlreadyCommitted() | Superseded():
+                        all_ours = False
                         self._adopt_stored(run)
                     case Refused(error) if transition.update is not None and transition.update.error is not None:
                         # Not even its failure can be stored: it stays as it was, and does not hold up the others.
@@ -228,6 +298,7 @@ class Coordinator:
                         self._moved[run.run_id] = run
                     case _:
                         assert_never(outcome)
+        return all_ours
 
     def _accept(self, run: ActiveRun, transition: Transition, step: Step | None) -> None:
         run.accept(transition, step)
@@ -248,18 +319,23 @@ class Coordinator:
 
         def reload() -> None:
             rows = self._store.find_runs(run_ids=[run_id])
-            if rows and run_id not in self._runs and rows[0].partition_id == self._lease_id and rows[0].status not in FINISHED:
-                self._load(rows[0])
+            if rows and run_id not in self._runs and rows[0].partition_id in self._owned and rows[0].status not in FINISHED:
+                self._go_on_with(rows)
 
         # Not at once: should the reason last, this must not become a busy loop.
         self._set_timer(SWEEP_SECONDS, reload)
 
     def _forget(self, run: ActiveRun) -> None:
-        """Drop a run from memory: it has ended, or somebody else moves it now and the store has the truth."""
-        self._runs.pop(run.run_id, None)
-        self._dispatcher.remove(run)
+        """Drop a run whose tasks nobody wants any more: it has ended, or another version of it is moved."""
+        self._drop(run)
         if run.in_flight:
             self._broker.cancel(run.run_id)
+
+    def _drop(self, run: ActiveRun) -> None:
+        """Take a run out of memory; the store has the truth."""
+        self._runs.pop(run.run_id, None)
+        self._moved.pop(run.run_id, None)
+        self._dispatcher.remove(run)
 
     def _expire(self, run_id: str, error: LockstepError) -> None:
         """End a run that took too long."""

@@ -5,6 +5,7 @@ Nothing here talks to a store, a broker or a clock, and nothing is lost with it:
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import deque
 from collections.abc import Collection, Iterable
@@ -19,14 +20,32 @@ from lockstep.core.policy import RetryPolicy
 from lockstep.core.records import Failure, Finished, Frontier, WorkItem, Write
 from lockstep.core.state import State
 from lockstep.core.superstep import Step, advance, begin
-from lockstep.errors import LockstepError, RunCancelledError, text_of
+from lockstep.errors import LockstepError, PoisonError, RunCancelledError, text_of
 from lockstep.graph import CompiledGraph
 from lockstep.options import Options, decode_options, encode_options
-from lockstep.records import Command, Event, JournalRow, RunRow, RunUpdate, StepRow, Task, TaskResult, Transition
+from lockstep.records import (
+    Command,
+    Event,
+    HandedBack,
+    JournalRow,
+    Outstanding,
+    RunRow,
+    RunUpdate,
+    StepRow,
+    Task,
+    TaskResult,
+    Transition,
+)
 from lockstep.wire import EmittedEvent, decode_outcome
 
 SNAPSHOT_MIN_BYTES = 16 * 1024
 """Below this many bytes of patches since the last snapshot, no new one is taken, however small the state."""
+
+HAND_BACK_PAUSE_SECONDS = 1.0
+"""How long a task rests that a worker did not want."""
+
+MAX_REDELIVERIES = 5
+"""How often a task may get lost before its run fails."""
 
 ONCE = RetryPolicy(max_attempts=1)
 
@@ -66,6 +85,7 @@ class ActiveRun:
         self._budget_used: dict[bytes, int] = {}
         self._pausing: set[bytes] = set()
         self._deliveries: dict[bytes, int] = {}
+        self._losses: dict[bytes, int] = {}
         self._dead: dict[bytes, tuple[LockstepError, BaseException | None]] = {}
         self._fatal: LockstepError | None = None
         self._journal: list[JournalRow] = []
@@ -105,6 +125,7 @@ class ActiveRun:
             self.ready.setdefault(self.graph.nodes[item.node_id].queue, deque()).append(item)
         self.refused.clear()
         self._outcomes, self._events, self._failures, self._budget_used = {}, {}, {}, {}
+        self._deliveries, self._losses = {}, {}
 
     def task_for(self, item: WorkItem) -> Task:
         """The task that hands out an item."""
@@ -114,6 +135,7 @@ class ActiveRun:
         attempt = self._failures.get(item.path, 0) + 1
         return Task(
             run_id=self.row.run_id,
+            partition_id=self.row.partition_id,
             graph_hash=self.graph.hash,
             step_id=self.row.step_id + 1,
             node_id=item.node_id,
@@ -153,16 +175,60 @@ class ActiveRun:
         if item is None or result.path in self._outcomes or self.row.status is not RunStatus.RUNNING:
             return Verdict.DROPPED
         if result.outcome is not None:
-            self.in_flight.pop(result.path, None)
+            self._end_flight(item)
             self._pausing.discard(result.path)
             self._dead.pop(result.path, None)
             self._outcomes[result.path], self._events[result.path] = decode_outcome(result.outcome)
             self._note(item, "done", 0, result.outcome, result)
             return Verdict.TAKEN
-        if result.failure is None or self.in_flight.get(result.path) != result.delivery:
+        if result.failure is None or not self._is_current(result.path, result.delivery):
             return Verdict.DROPPED
-        del self.in_flight[result.path]
+        self._end_flight(item)
+        self._deliveries[item.path] = result.delivery
         return self._absorb_failure(item, result.failure, result)
+
+    def _is_current(self, path: bytes, delivery: int) -> bool:
+        """Whether a delivery is the one in flight, or came after all that this owner of the run has made."""
+        return self.in_flight.get(path) == delivery or self._deliveries.get(path, 0) < delivery
+
+    def _end_flight(self, item: WorkItem) -> None:
+        """The item is answered. Of a run taken over, it may not be known here that it was in flight."""
+        if self.in_flight.pop(item.path, None) is None:
+            with contextlib.suppress(ValueError):
+                self.ready.get(self.graph.nodes[item.node_id].queue, deque()).remove(item)
+
+    def expect(self, task: Outstanding) -> None:
+        """An earlier owner of this run has handed out the task, and it will be answered."""
+        item = self._items.get(task.path)
+        if item is not None and task.path not in self._outcomes:
+            self._end_flight(item)
+            self.in_flight[task.path] = self._deliveries[task.path] = task.delivery
+
+    def take_again(self, task: HandedBack) -> Retry | Verdict:
+        """A worker did not start the task: hand it out again after a pause, so that this cannot become a busy loop."""
+        item = self._items.get(task.path)
+        if item is None or self.in_flight.get(task.path) != task.delivery:
+            return Verdict.DROPPED
+        del self.in_flight[task.path]
+        self._pausing.add(task.path)
+        return Retry(item, HAND_BACK_PAUSE_SECONDS)
+
+    def lose(self, task: Outstanding) -> Retry | Verdict:
+        """The task is nowhere any more: its worker died, or Redis forgot it. This costs no attempt, but has a bound."""
+        item = self._items.get(task.path)
+        if item is None or self.in_flight.get(task.path) != task.delivery:
+            return Verdict.DROPPED
+        del self.in_flight[task.path]
+        losses = self._losses[task.path] = self._losses.get(task.path, 0) + 1
+        if losses <= MAX_REDELIVERIES:
+            self._pausing.add(task.path)
+            return Retry(item, 0.0)
+        text = (
+            f"node {item.node_id!r} was lost {losses} times, most likely because it ends its worker; "
+            f"look at the workers' exit codes and memory, then `lockstep retry {self.run_id}`"
+        )
+        self._dead[task.path] = (PoisonError(text, step_id=self.row.step_id + 1, node_id=item.node_id), None)
+        return Verdict.TAKEN
 
     def _absorb_failure(self, item: WorkItem, failure: Failure, result: TaskResult) -> Retry | Verdict:
         attempt = self._failures[item.path] = self._failures.get(item.path, 0) + 1

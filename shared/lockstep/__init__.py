@@ -44,15 +44,17 @@ from lockstep.options import (
 from lockstep.ports import Context
 
 if TYPE_CHECKING:
-    from lockstep.client import Run, StreamEvent
+    from lockstep.client import Client
     from lockstep.engine import Engine
     from lockstep.history import StepRecord, TaskRecord
+    from lockstep.run import Run, StreamEvent
 else:
     _LAZY = {
+        "Client": "lockstep.client",
         "Engine": "lockstep.engine",
-        "Run": "lockstep.client",
+        "Run": "lockstep.run",
         "StepRecord": "lockstep.history",
-        "StreamEvent": "lockstep.client",
+        "StreamEvent": "lockstep.run",
         "TaskRecord": "lockstep.history",
     }
 
@@ -70,6 +72,7 @@ __all__ = [
     "BackpressureError",
     "BrokerUnavailableError",
     "BudgetExceededError",
+    "Client",
     "Command",
     "ConfigurationError",
     "ConflictError",

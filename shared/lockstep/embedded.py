@@ -48,6 +48,8 @@ class Embedded:
         self._thread = threading.Thread(target=self.coordinator.run, name="lockstep-coordinator", daemon=True)
         self._thread.start()
 
+    announces = True
+
     @property
     def reader(self) -> Reader:
         return self.store

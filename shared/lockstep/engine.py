@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
-import uuid
 import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
-from lockstep.client import Run, StreamEvent, StreamMode, check_modes
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.lifecycle import FINISHED, RunStatus
 from lockstep.core.ordering import shard_of
 from lockstep.embedded import Embedded
 from lockstep.errors import (
     ConfigurationError,
-    RunExistsError,
     RunNotFoundError,
-    StateError,
     UnknownGraphError,
 )
 from lockstep.graph import CompiledGraph, Graph
 from lockstep.options import Options, With, combine, encode_options
 from lockstep.records import NewRun, RunRow
+from lockstep.run import Run, StreamEvent, StreamMode, check_modes, runs_of
 from lockstep.schema import values_of
-
-RUN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+from lockstep.submission import check_same, checked_id, encoded_input, new_run_id
 
 
 class Engine:
@@ -101,9 +96,9 @@ class Engine:
         """
         compiled = self._graph(graph)
         chosen = self._options.overridden(options)
-        run_id = _checked("run_id", run_id) if run_id is not None else uuid.uuid4().hex
+        run_id = checked_id("run_id", run_id) if run_id is not None else new_run_id()
         if thread_id is not None:
-            _checked("thread_id", thread_id)
+            checked_id("thread_id", thread_id)
         data = _encoded_input(compiled, input, chosen)
         parts = self._running()
         new = NewRun(
@@ -120,11 +115,7 @@ class Engine:
         if submitted.created:
             parts.coordinator.take([submitted.row])
         else:
-            if (submitted.row.graph, submitted.row.input) != (compiled.name, data):
-                raise RunExistsError(
-                    f"run_id {run_id!r} belongs to a run of graph {submitted.row.graph!r} with another input; choose another",
-                    run_id=run_id,
-                )
+            check_same(submitted.row, compiled.name, data)
             self._go_on_with(parts, submitted.row)
         return Run(run_id, parts, owner=self)
 
@@ -172,15 +163,7 @@ class Engine:
 
     def runs(self, *, status: RunStatus | str | None = None, graph: str | None = None) -> Iterator[Run]:
         """All runs with this status and graph, ascending by run_id; read in pages as they are asked for."""
-        parts, after = self._running(), None
-        try:
-            wanted = RunStatus(status) if status is not None else None
-        except ValueError:
-            known = ", ".join(RunStatus)
-            raise ConfigurationError(f"status {status!r} is not one of {known}", option="status") from None
-        while rows := parts.store.find_runs(status=wanted, graph=graph, after=after):
-            yield from (Run(row.run_id, parts, owner=self) for row in rows)
-            after = rows[-1].run_id
+        return runs_of(self._running(), self, status, graph)
 
     def recover(self, run_id: str | None = None) -> list[Run]:
         """Take over the unfinished runs of engines that have died, as far as it holds their graphs; they go on at once.
@@ -216,22 +199,6 @@ class Engine:
         return self._by_name[name]
 
 
-def _checked(option: str, name: str) -> str:
-    if not isinstance(name, str) or not RUN_ID.fullmatch(name):
-        raise ConfigurationError(f"{option} {name!a} must be 1 to 128 of A-Z a-z 0-9 . _ : -", option=option)
-    return name
-
-
 def _encoded_input(graph: CompiledGraph, input: Any, options: Options) -> bytes:
     """The input's canonical bytes. Raises StateError, naming the field."""
-    schema = graph.program.schema
-    values = schema.dumped(values_of(input, "the input"))
-    for name, value in values.items():
-        canonical_bytes(value, field=name)
-    data = canonical_bytes(values)
-    if len(data) > options.max_payload_bytes:
-        raise StateError(
-            f"the input takes {len(data)} bytes, more than max_payload_bytes={options.max_payload_bytes}; "
-            f"keep large data elsewhere and pass a reference, or raise the option"
-        )
-    return data
+    return encoded_input(graph.program.schema.dumped(values_of(input, "the input")), options)

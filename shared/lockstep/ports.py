@@ -16,6 +16,7 @@ from lockstep.records import (
     JournalRow,
     Message,
     NewRun,
+    Outstanding,
     RunRow,
     StepRow,
     Submitted,
@@ -70,8 +71,8 @@ class Store(Reader, Protocol):
         An embedded engine gets a partition of that name, for its own runs; a coordinator takes part of the others, see `share`.
         """
 
-    def share(self, lease_id: str, graphs: Mapping[str, str], is_dead: Callable[[str], bool]) -> list[str]:
-        """Take this coordinator's part of the partitions that cover all shards, and return those that it has now.
+    def share(self, lease_id: str, graphs: Mapping[str, str], is_dead: Callable[[str], bool]) -> dict[str, int]:
+        """Take this coordinator's part of the partitions that cover all shards; those that it has now, with their epochs.
 
         Ends leases as `adopt` does, makes the partitions if there are none, takes those without an owner, and gives back what
         is above a fair share. `graphs` are the hashes of the coordinator's graphs by name, for clients to submit.
@@ -124,7 +125,13 @@ class Store(Reader, Protocol):
 
 
 class Broker(Protocol):
-    """Carries tasks to workers and messages back. May lose everything: the store is the truth."""
+    """Carries tasks to workers and messages back. May lose everything: the store is the truth.
+
+    Raises BrokerUnavailableError when it does not work: then each task may have been enqueued or not.
+    """
+
+    def own(self, partitions: Mapping[str, int]) -> None:
+        """Receive what is sent to the owner of these partitions, from the oldest message on, and nothing else. Epochs by id."""
 
     def offer(self, tasks: Sequence[Task]) -> list[bool]:
         """Put tasks at the ends of their queues, in order, and say of each whether it is there.
@@ -135,11 +142,26 @@ class Broker(Protocol):
     def receive(self, timeout_seconds: float) -> list[Message]:
         """All messages that have arrived, in order; waits for the first one at most this long."""
 
+    def acknowledge(self) -> None:
+        """What was received until now is stored, or needs no storing: it may be forgotten."""
+
     def wake(self) -> None:
         """Make `receive` return."""
 
+    def outstanding(self, run_ids: Collection[str]) -> list[Outstanding]:
+        """The tasks of these runs that wait in queues or are with living workers, whoever dispatched them; their results come.
+
+        Call it for runs taken over, before `receive`: a task that is neither here nor answered there must be handed out again.
+        """
+
+    def lost(self) -> list[Outstanding]:
+        """The tasks offered here, or outstanding, that are nowhere any more; call it about once a second."""
+
     def withdraw(self, run_id: str) -> list[bytes]:
         """Take a run's tasks out of the queues, and return their paths; those that a worker has taken go on."""
+
+    def forget(self, run_id: str) -> None:
+        """The caller follows the run no more; its tasks go on, for its next owner."""
 
     def cancel(self, run_id: str) -> None:
         """Nothing of the run is wanted any more: withdraw its tasks, and tell the workers that have some."""

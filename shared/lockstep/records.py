@@ -176,10 +176,11 @@ class Work(msgspec.Struct, frozen=True):
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """A work item handed to a worker, with all that the worker needs to execute it.
 
-    `state` is S(k-1) as canonical bytes; `payload` a Send's, which then replaces it.
+    `state` is S(k-1) as canonical bytes; `payload` a Send's, which then replaces it. Results go to the partition's owner.
     """
 
     run_id: str
+    partition_id: str
     graph_hash: str
     step_id: int
     node_id: str
@@ -194,6 +195,10 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     max_payload_bytes: int
     state: bytes
     payload: bytes | None = None
+
+    def handed_back(self, reason: str) -> HandedBack:
+        """The answer of a worker that did not start this task."""
+        return HandedBack(run_id=self.run_id, path=self.path, delivery=self.delivery, reason=reason)
 
 
 class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,8 +218,27 @@ class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
     cause: Any = None
 
 
+class HandedBack(msgspec.Struct, frozen=True, kw_only=True):
+    """A task that a worker did not start: it is to be handed out again, and no attempt is lost."""
+
+    run_id: str
+    path: bytes
+    delivery: int
+    reason: str = ""
+
+
 class Wake(msgspec.Struct, frozen=True):
-    """There is something to look at in the store."""
+    """Somebody wants the coordinator's attention; `look` says that there is something new in the store."""
+
+    look: bool = False
 
 
-Message = TaskResult | Wake
+class Outstanding(msgspec.Struct, frozen=True, kw_only=True):
+    """A task that was handed out and is not answered."""
+
+    run_id: str
+    path: bytes
+    delivery: int
+
+
+Message = TaskResult | HandedBack | Wake

@@ -1,4 +1,4 @@
-"""The bytes in which a node's outcome travels and is journalled."""
+"""The bytes in which tasks, results and outcomes travel, and in which outcomes are journalled: JSON, and nothing else."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
 from lockstep.core.canonical import MAX_DEPTH, canonical_bytes
-from lockstep.core.records import Finished, Route, Write
+from lockstep.core.records import Failure, Finished, Route, Write
+from lockstep.records import HandedBack, Task, TaskResult
 
 EmittedEvent = tuple[str, Any]
 """The type and the JSON data of an event."""
@@ -38,3 +42,148 @@ def decode_outcome(data: bytes) -> tuple[Finished, list[EmittedEvent]]:
         [Route(node_id, canonical_bytes(payload[0]) if payload else None) for node_id, *payload in record.get("routes", ())]
     )
     return Finished(writes, routes), [(kind, value) for kind, value in record.get("events", ())]
+
+
+class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A task as it travels. Canonical bytes are embedded as they are; a large state only by its SHA-256."""
+
+    run_id: str
+    partition_id: str
+    graph_hash: str
+    step_id: int
+    node_id: str
+    path: bytes
+    order_key: bytes
+    scheduled_step: int
+    queue: str
+    attempt: int
+    delivery: int
+    run_seed: int
+    timeout_seconds: float
+    max_payload_bytes: int
+    state: Raw | UnsetType = UNSET
+    state_sha256: str | None = None
+    payload: Raw | UnsetType = UNSET
+
+    def task(self, state: bytes) -> Task:
+        """The task, with the state that belongs to it."""
+        return Task(
+            run_id=self.run_id,
+            partition_id=self.partition_id,
+            graph_hash=self.graph_hash,
+            step_id=self.step_id,
+            node_id=self.node_id,
+            path=self.path,
+            order_key=self.order_key,
+            scheduled_step=self.scheduled_step,
+            queue=self.queue,
+            attempt=self.attempt,
+            delivery=self.delivery,
+            run_seed=self.run_seed,
+            timeout_seconds=self.timeout_seconds,
+            max_payload_bytes=self.max_payload_bytes,
+            state=state,
+            payload=None if self.payload is UNSET else bytes(self.payload),
+        )
+
+
+_JOB = msgspec.json.Decoder(tuple[str, None, tuple[list[TaskMessage]], dict[str, Any]])
+_encode = msgspec.json.Encoder().encode
+
+JOB_FUNCTION = "lockstep_worker.process.execute"
+"""The function that a job names to RQ. Only our own worker executes jobs; with RQ's it says so and fails."""
+
+JOB_HEAD, JOB_TAIL = f'["{JOB_FUNCTION}",null,[['.encode(), b"]],{}]"
+"""What stands before and after the tasks in a job's data: function, instance, arguments, keywords, as RQ's JSON has them."""
+
+
+def encode_task(task: Task, state_sha256: str | None = None) -> bytes:
+    """A task as JSON, with the hash of its state instead of the state if that is given."""
+    return _encode(
+        TaskMessage(
+            task.run_id,
+            task.partition_id,
+            task.graph_hash,
+            task.step_id,
+            task.node_id,
+            task.path,
+            task.order_key,
+            task.scheduled_step,
+            task.queue,
+            task.attempt,
+            task.delivery,
+            task.run_seed,
+            task.timeout_seconds,
+            task.max_payload_bytes,
+            # A Send's payload replaces the state, but its routers see the state.
+            UNSET if state_sha256 is not None else Raw(task.state),
+            state_sha256,
+            UNSET if task.payload is None else Raw(task.payload),
+        )
+    )
+
+
+def decode_job(data: bytes) -> list[TaskMessage]:
+    """The tasks in a job's data. Raises ValueError for anything else."""
+    function, _, (tasks,), _ = _JOB.decode(data)
+    if function != JOB_FUNCTION:
+        raise ValueError(f"the job calls {function!r}")
+    return tasks
+
+
+class ResultMessage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A result as it travels: an outcome, a failure, or a reason why the task was handed back."""
+
+    run_id: str
+    path: bytes
+    delivery: int
+    outcome: Raw | UnsetType = UNSET
+    failure: Failure | None = None
+    handed_back: str | None = None
+    started_at: int = 0
+    latency_ms: float = 0.0
+    worker: str = ""
+
+    def message(self) -> TaskResult | HandedBack:
+        """The result as the coordinator takes it."""
+        if self.handed_back is not None:
+            return HandedBack(run_id=self.run_id, path=self.path, delivery=self.delivery, reason=self.handed_back)
+        return TaskResult(
+            run_id=self.run_id,
+            path=self.path,
+            delivery=self.delivery,
+            outcome=None if self.outcome is UNSET else bytes(self.outcome),
+            failure=self.failure,
+            started_at=self.started_at,
+            latency_ms=self.latency_ms,
+            worker=self.worker,
+        )
+
+
+_RESULTS = msgspec.json.Decoder(list[ResultMessage])
+
+
+def encode_results(results: Sequence[TaskResult | HandedBack]) -> bytes:
+    """Results as JSON."""
+    return _encode([_result_message(result) for result in results])
+
+
+def decode_results(data: bytes) -> list[TaskResult | HandedBack]:
+    """The inverse of `encode_results`. Raises ValueError for anything else."""
+    return [message.message() for message in _RESULTS.decode(data)]
+
+
+def _result_message(result: TaskResult | HandedBack) -> ResultMessage:
+    if isinstance(result, HandedBack):
+        return ResultMessage(result.run_id, result.path, result.delivery, handed_back=result.reason)
+    return ResultMessage(
+        result.run_id,
+        result.path,
+        result.delivery,
+        UNSET if result.outcome is None else Raw(result.outcome),
+        result.failure,
+        None,
+        result.started_at,
+        result.latency_ms,
+        result.worker,
+    )

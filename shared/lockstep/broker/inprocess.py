@@ -5,9 +5,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from lockstep.records import Message, Task, TaskResult, Wake
+from lockstep.records import Message, Outstanding, Task, TaskResult, Wake
 
 
 class InProcessBroker:
@@ -61,8 +61,23 @@ class InProcessBroker:
         except queue.Empty:
             return messages
 
+    def own(self, partitions: Mapping[str, int]) -> None:
+        """Nothing: there is one coordinator."""
+
+    def acknowledge(self) -> None:
+        """Nothing: a message that was received is gone."""
+
     def wake(self) -> None:
         self._messages.put(Wake())
+
+    def outstanding(self, run_ids: Collection[str]) -> list[Outstanding]:
+        return []  # Whoever owned these runs before was another process; its queues went with it.
+
+    def lost(self) -> list[Outstanding]:
+        return []  # Nothing gets lost within a process that lives.
+
+    def forget(self, run_id: str) -> None:
+        """Nothing: tasks are not followed."""
 
     def withdraw(self, run_id: str) -> list[bytes]:
         with self._lock:

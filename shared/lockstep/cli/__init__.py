@@ -3,24 +3,46 @@ unreachable."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 
 import click
 import structlog
 
 from lockstep.cli.errors import reports_errors
-from lockstep.cli.inspect import runs, show
-from lockstep.cli.migrate import migrate
-from lockstep.cli.run import resume, retry, run
+
+COMMANDS = {
+    "run": "lockstep.cli.run",
+    "coordinator": "lockstep.cli.coordinator",
+    "worker": "lockstep.cli.worker",
+    "submit": "lockstep.cli.submit",
+    "runs": "lockstep.cli.inspect",
+    "show": "lockstep.cli.inspect",
+    "resume": "lockstep.cli.run",
+    "retry": "lockstep.cli.run",
+    "cancel": "lockstep.cli.submit",
+    "migrate": "lockstep.cli.migrate",
+}
+"""The commands, and the module of each."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """Loads the module of the command that is asked for, and of no other: a worker needs no database's driver."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """The commands in the order in which people meet them."""
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """The command of this name, loaded."""
+        if name in COMMANDS and name not in self.commands:
+            self.add_command(reports_errors(getattr(importlib.import_module(COMMANDS[name]), name)))
+        return self.commands.get(name)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="lockstep-graph", prog_name="lockstep")
 def main() -> None:
     """Run graph workflows that give the same bytes every time."""
     # stdout is for results: what nodes log goes beside it.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-
-
-for command in (run, resume, retry, runs, show, migrate):
-    main.add_command(reports_errors(command))

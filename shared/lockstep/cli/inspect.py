@@ -14,13 +14,13 @@ from rich.table import Column, Table
 
 from lockstep.cli.options import json_option, store_option
 from lockstep.cli.output import print_json, print_run, run_record
-from lockstep.client import Run
 from lockstep.config import read_settings
 from lockstep.core.lifecycle import RunStatus
 from lockstep.core.merge import Schema
 from lockstep.errors import ConfigurationError
 from lockstep.ports import Store
 from lockstep.records import Command, RunRow
+from lockstep.run import Run
 from lockstep.store import open_store
 
 PIPE_WIDTH = 240
@@ -29,6 +29,8 @@ PIPE_WIDTH = 240
 
 class ReadOnly:
     """A `Backend` of Runs that are only looked at."""
+
+    announces = False
 
     def __init__(self, store: Store) -> None:
         self.reader = store

@@ -5,11 +5,24 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from lockstep.errors import ConfigurationError
-from lockstep.graph import Graph
+from lockstep.graph import CompiledGraph, Graph
+
+
+def load_graphs(references: Sequence[str]) -> list[CompiledGraph]:
+    """The graphs that references name, compiled. Raises ConfigurationError, also if there is none or a name comes twice."""
+    if not references:
+        raise ConfigurationError("no graph is named; use --graphs MODULE:NAME or LOCKSTEP_GRAPHS", option="graphs")
+    graphs = [load_graph(reference).compile() for reference in references]
+    names = [graph.name for graph in graphs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigurationError(f"two graphs have the name {name!r}; give each Graph(..., name=...)", option="graphs")
+    return graphs
 
 
 def load_graph(reference: str) -> Graph:

@@ -13,7 +13,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 def store_option(function: F) -> F:
     """`--store`."""
     return click.option(
-        "--store", metavar="URL", help="The database: sqlite:///path. Default: $LOCKSTEP_STORE_URL, or sqlite:///lockstep.db."
+        "--store",
+        metavar="URL",
+        help="The database: sqlite:///path or postgresql+psycopg://... Default: $LOCKSTEP_STORE_URL, or sqlite:///lockstep.db.",
+    )(function)
+
+
+def redis_option(function: F) -> F:
+    """`--redis`."""
+    return click.option(
+        "--redis", metavar="URL", help="Redis. Default: $LOCKSTEP_REDIS_URL, or redis://127.0.0.1:6379/0 where it is needed."
     )(function)
 
 

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from lockstep.client import Run
+from lockstep.run import Run
 
 VALUE_CHARACTERS = 200
 """Of a field's value, for people; `--json` shows all of it."""

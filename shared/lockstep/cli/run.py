@@ -19,12 +19,12 @@ from lockstep.cli.errors import RUN_FAILED
 from lockstep.cli.load import load_graph
 from lockstep.cli.options import graphs_option, json_option, store_option
 from lockstep.cli.output import print_json, print_run, run_record
-from lockstep.client import Run
 from lockstep.config import DEFAULT_STORE_URL, Settings, masked, read_settings
 from lockstep.core.lifecycle import RunStatus
 from lockstep.engine import Engine
 from lockstep.errors import ConfigurationError, LockstepError, StateError
 from lockstep.options import Options
+from lockstep.run import Run
 
 
 @click.command()
@@ -42,10 +42,10 @@ def run(graph: str, input_: str, run_id: str | None, concurrency: int | None, st
     settings = read_settings(store=store, graphs=[graph])
     with _engine(settings, concurrency) as engine:
         try:
-            submitted = engine.submit(_read_input(input_), run_id=run_id)
+            submitted = engine.submit(read_input(input_), run_id=run_id)
         except StateError as error:
             raise ConfigurationError(f"--input: {error}", option="input") from error
-        _follow(submitted, settings, as_json)
+        follow(submitted, settings, as_json, interrupted=_unfinished(submitted, settings))
 
 
 @click.command()
@@ -59,7 +59,7 @@ def resume(run_id: str, graphs: tuple[str, ...], store: str | None, as_json: boo
     with _engine(settings, None) as engine:
         found = engine.run(run_id)
         engine.recover(run_id)
-        _follow(found, settings, as_json)
+        follow(found, settings, as_json, interrupted=_unfinished(found, settings))
 
 
 @click.command()
@@ -75,7 +75,13 @@ def retry(run_id: str, graphs: tuple[str, ...], store: str | None, as_json: bool
         if found.status is not RunStatus.FAILED:
             raise ConfigurationError(f"run {run_id} is {found.status}; only a failed run is retried", option="run_id")
         found.retry()
-        _follow(found, settings, as_json)
+        follow(found, settings, as_json, interrupted=_unfinished(found, settings))
+
+
+def _unfinished(run: Run, settings: Settings) -> str:
+    graphs = [argument for reference in settings.graphs for argument in ("--graphs", reference)]
+    again = shlex.join(["lockstep", "resume", run.run_id, *graphs, "--store", masked(settings.store_url)])
+    return f"run {run.run_id} is unfinished; go on with: {again}"
 
 
 @contextmanager
@@ -91,7 +97,8 @@ def _engine(settings: Settings, concurrency: int | None) -> Iterator[Engine]:
             yield engine
 
 
-def _read_input(text: str) -> Any:
+def read_input(text: str) -> Any:
+    """The value of --input. Raises ConfigurationError."""
     if text.startswith("@"):
         try:
             text = Path(text[1:]).read_text(encoding="utf-8")
@@ -105,8 +112,11 @@ def _read_input(text: str) -> Any:
         raise ConfigurationError(f"--input is not JSON: {error}", option="input") from None
 
 
-def _follow(run: Run, settings: Settings, as_json: bool) -> None:
-    """Show the run's steps on stderr as they are committed, then its state on stdout; exit with 1 if it failed."""
+def follow(run: Run, settings: Settings, as_json: bool, *, interrupted: str) -> None:
+    """Show the run's steps on stderr as they are committed, then its state on stdout; exit with 1 if it failed.
+
+    After Ctrl-C, say `interrupted`.
+    """
     try:
         if not as_json:
             _show_progress(run)
@@ -117,9 +127,7 @@ def _follow(run: Run, settings: Settings, as_json: bool) -> None:
             raise
         failed = True
     except KeyboardInterrupt:
-        graphs = [argument for reference in settings.graphs for argument in ("--graphs", reference)]
-        again = shlex.join(["lockstep", "resume", run.run_id, *graphs, "--store", masked(settings.store_url)])
-        click.echo(f"\nrun {run.run_id} is unfinished; go on with: {again}", err=True)
+        click.echo(f"\n{interrupted}", err=True)
         sys.exit(128 + signal.SIGINT)
     record = run_record(run)
     if as_json:

@@ -73,6 +73,7 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._leases: dict[str, Lease] = {}
         self._owners: dict[str, str] = {}
+        self._epochs: dict[str, int] = {}
         self._graphs: dict[str, str] = {}
         self._runs: dict[str, StoredRun] = {}
         self._pending: set[str] = set()
@@ -87,10 +88,10 @@ class MemoryStore:
             if embedded:
                 self._owners[lease_id] = lease_id
 
-    def share(self, lease_id: str, graphs: Mapping[str, str], is_dead: Callable[[str], bool]) -> list[str]:
+    def share(self, lease_id: str, graphs: Mapping[str, str], is_dead: Callable[[str], bool]) -> dict[str, int]:
         with self._lock:
             if lease_id not in self._leases or self._leases[lease_id].embedded:
-                return []
+                return {}
             self._end_leases(lease_id, is_dead)
             self._graphs |= graphs
             shared = list(partition_ranges())
@@ -99,7 +100,9 @@ class MemoryStore:
             free = [name for name in shared if self._owners.get(name) not in self._leases]
             kept, given = fair_share(mine, free, len(shared), len(coordinators))
             self._owners |= dict.fromkeys([*free, *given], "") | dict.fromkeys(kept, lease_id)
-            return kept
+            for name in {*given, *kept} - ({*mine} - {*given}):
+                self._epochs[name] = self._epochs.get(name, 0) + 1
+            return {name: self._epochs[name] for name in kept}
 
     def unfinished(self, partition_ids: Collection[str]) -> list[RunRow]:
         with self._lock:

@@ -105,14 +105,14 @@ class SqlStore:
                 connection.execute(sa.insert(schema.partitions).values(partition_id=lease_id, lease_id=lease_id, epoch=1))
         self._lease_seconds[lease_id] = seconds
 
-    def share(self, lease_id: str, graphs: Mapping[str, str], is_dead: Callable[[str], bool]) -> list[str]:
+    def share(self, lease_id: str, graphs: Mapping[str, str], is_dead: Callable[[str], bool]) -> dict[str, int]:
         p = schema.partitions.c
         with self._writing() as connection:
             self._database.lock_schema(connection)  # One coordinator shares out at a time.
             alone = sa.select(p.partition_id).where(p.first_shard.is_(None))
             held = sa.select(schema.leases.c.lease_id).where(schema.leases.c.lease_id.not_in(alone))
             if lease_id not in connection.execute(held).scalars().all():
-                return []
+                return {}
             self._end_leases(connection, lease_id, is_dead)
             alive = set(connection.execute(held).scalars())
             if not graphs.items() <= self._loaded_graphs(connection).items():
@@ -133,7 +133,8 @@ class SqlStore:
             for names, owner in ((given, None), (sorted(set(kept) - set(mine)), lease_id)):
                 change = sa.update(schema.partitions).where(p.partition_id.in_(names))
                 connection.execute(change.values(lease_id=owner, epoch=p.epoch + 1))
-            return kept
+            epochs = sa.select(p.partition_id, p.epoch).where(p.partition_id.in_(kept)).order_by(p.partition_id)
+            return {row.partition_id: row.epoch for row in connection.execute(epochs)}
 
     @staticmethod
     def _loaded_graphs(connection: sa.Connection) -> dict[str, str]:

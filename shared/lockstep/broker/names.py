@@ -1,0 +1,73 @@
+"""The names of all Redis keys, in one place: who writes each, and who deletes it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+class Names:
+    """The keys of a namespace. Those under `rq` have the names that RQ gives them, so its tools see our queues and workers."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        self.rq = f"{namespace}:rq"
+        self.queues = f"{self.rq}:queues"
+        self.suspended = f"{self.rq}:suspended"
+        self.job_prefix = f"{self.rq}:job:"
+        self.queue_prefix = f"{self.rq}:queue:"
+        self.running_prefix = f"{self.rq}:wip:"
+        self.depth_prefix = f"{namespace}:depth:"
+        self.bell_prefix = f"{namespace}:bell:"
+        self.refused_prefix = f"{namespace}:refused:"
+        self.results_prefix = f"{namespace}:results:"
+        self.claims_prefix = f"{namespace}:claims:"
+        self.worker_prefix = f"{namespace}:worker:"
+        self.state_prefix = f"{namespace}:state:"
+        self.marker = f"{namespace}:marker"
+        self.beats = f"{namespace}:beats"
+        self.epochs = f"{namespace}:epochs"
+
+    def job(self, job_id: str) -> str:
+        """RQ's hash of a job: made by the coordinator, deleted by the claim, or by its TTL."""
+        return self.job_prefix + job_id
+
+    def queue(self, queue: str) -> str:
+        """RQ's list of a queue's job ids."""
+        return self.queue_prefix + queue
+
+    def depth(self, queue: str) -> str:
+        """How many tasks a queue holds: counted up by the coordinators, down by the claim, and anew by each sweep."""
+        return self.depth_prefix + queue
+
+    def bell(self, queue: str) -> str:
+        """A list that idle workers wait at, so that no job leaves its queue but by a claim. Bounded."""
+        return self.bell_prefix + queue
+
+    def refused(self, queue: str) -> str:
+        """The streams of coordinators that found the queue full; the claim that makes room deletes it."""
+        return self.refused_prefix + queue
+
+    def results(self, partition_id: str) -> str:
+        """The stream of results for a partition's owner, who deletes what it has stored."""
+        return self.results_prefix + partition_id
+
+    def claims(self, worker: str) -> str:
+        """A hash of the jobs that a worker has taken and not answered; lives as long as the worker beats."""
+        return self.claims_prefix + worker
+
+    def worker(self, worker: str) -> str:
+        """What a worker says of itself; lives as long as it beats."""
+        return self.worker_prefix + worker
+
+    def rq_worker(self, worker: str) -> str:
+        """RQ's hash of a worker."""
+        return f"{self.rq}:worker:{worker}"
+
+    def state(self, digest: str) -> str:
+        """A large state, by its SHA-256; has a TTL."""
+        return self.state_prefix + digest
+
+
+def rq_now() -> str:
+    """The time as RQ writes it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,84 @@
+"""Which workers are alive, what they say of themselves, and which jobs they hold."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import redis
+
+from lockstep.broker.names import Names
+
+BEAT_SECONDS = 2.0
+"""How often a worker says that it is alive."""
+
+BEATS_TO_MISS = 3
+"""How many beats a worker may miss before its tasks are given to others."""
+
+PRESENCE_TTL_SECONDS = 60
+"""How long the keys of a silent worker stay."""
+
+
+class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker says of itself. `graphs` are the hashes of the graphs that it has loaded."""
+
+    name: str
+    host: str
+    pid: int
+    slots: int
+    queues: tuple[str, ...]
+    graphs: tuple[str, ...]
+
+
+class Presence(msgspec.Struct):
+    """The workers as they were at one moment. `tasks` holds what each claimed job of a living worker is for, as JSON."""
+
+    workers: list[WorkerInfo] = []
+    tasks: dict[str, bytes] = {}
+    claimed_by: dict[str, str] = {}
+    jobs_of_dead: set[str] = set()
+
+    @property
+    def jobs(self) -> set[str]:
+        """The jobs that living workers hold."""
+        return set(self.tasks)
+
+    def slots(self, queue: str) -> int:
+        """How many tasks of a queue can run at a time."""
+        return sum(worker.slots for worker in self.workers if queue in worker.queues)
+
+
+def read_presence(client: redis.Redis, names: Names) -> Presence:
+    """The workers of a namespace, as two exchanges with the server find them."""
+    beats: Any = client.zrange(names.beats, 0, -1, withscores=True)
+    if not beats:
+        return Presence()
+    pipe = client.pipeline(transaction=False)
+    pipe.time()
+    for name, _ in beats:
+        pipe.get(names.worker(name.decode()))
+        pipe.hgetall(names.claims(name.decode()))
+    (seconds, micros), *answers = pipe.execute()
+    now = seconds * 1000 + micros / 1000
+    presence = Presence(workers=[], tasks={}, claimed_by={}, jobs_of_dead=set())
+    gone = []
+    for (name, beat), info, claims in zip(beats, answers[::2], answers[1::2], strict=True):
+        if now - beat <= BEAT_SECONDS * BEATS_TO_MISS * 1000:
+            if info is not None:
+                presence.workers.append(msgspec.json.decode(info, type=WorkerInfo))
+            for job_id, value in claims.items():
+                presence.tasks[job_id.decode()] = value.partition(b" ")[2]
+                presence.claimed_by[job_id.decode()] = name.decode()
+        else:
+            presence.jobs_of_dead.update(job_id.decode() for job_id in claims)
+            if now - beat > PRESENCE_TTL_SECONDS * 1000:
+                gone.append(name)
+    if gone:
+        client.zrem(names.beats, *gone)
+    return presence
+
+
+def tasks_in(claim: bytes) -> list[tuple[str, str, int]]:
+    """The (run_id, path, delivery) of each task that a claimed job is for."""
+    return [tuple(task) for task in json.loads(claim)]

@@ -1,0 +1,335 @@
+"""`RedisBroker`: the `Broker` contract over Redis, with queues that RQ's tools can read.
+
+Redis may forget everything at any moment. What was handed out and is nowhere any more is found by comparing what this broker
+knows with the queues and with the claims of workers that are alive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import threading
+import time
+import uuid
+from collections import OrderedDict, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import structlog
+
+from lockstep.broker.connection import check_server, connect, translated
+from lockstep.broker.names import Names, rq_now
+from lockstep.broker.presence import BEAT_SECONDS, Presence, read_presence
+from lockstep.broker.scripts import ACKNOWLEDGE, ENQUEUE, MARK, RECOUNT
+from lockstep.records import HandedBack, Message, Outstanding, Task, TaskResult, Wake
+from lockstep.wire import JOB_HEAD, JOB_TAIL, decode_results, encode_task
+
+BATCH_TASKS = 64
+"""Tasks in one job, at most."""
+
+SHORT_NODE_MS = 10.0
+"""Nodes whose mean is below this travel in batches; for others a job of their own costs little."""
+
+MEAN_WEIGHT = 0.2
+"""How much the newest latency moves a node's mean."""
+
+STATE_INLINE_BYTES = 4096
+"""A state above this travels by reference: once for all tasks of a step."""
+
+STATE_TTL_SECONDS = 3600
+"""How long a state by reference can be asked for; it is uploaded again when half of that has passed."""
+
+STATES_REMEMBERED = 4096
+"""States of which this broker remembers that they are uploaded."""
+
+JOB_TTL_SECONDS = 24 * 3600
+"""How long a job waits in its queue; then it is handed out anew."""
+
+ENTRIES_PER_READ = 256
+"""Entries of one partition's stream that are read at a time."""
+
+STRIKES = 2
+"""How many sweeps in a row miss a task before it is lost: between two reads it may just have been on its way."""
+
+log = structlog.get_logger()
+
+
+class Dispatched(msgspec.Struct):
+    """A task that was handed out and is not answered."""
+
+    delivery: int
+    job_id: str
+    node: tuple[str, str] | None = None
+    strikes: int = 0
+
+
+class RedisBroker:
+    """A `Broker` on the Redis at `url`. One thread uses it; `wake` and `depth` may be called from any."""
+
+    def __init__(self, url: str, namespace: str, queue_depth: int) -> None:
+        self._url = url
+        self._names = Names(namespace)
+        self._queue_depth = queue_depth
+        self._redis = connect(url)
+        check_server(self._redis, url)
+        self._incarnation = uuid.uuid4().hex
+        self._batches = itertools.count(1)
+        self._owned: dict[str, int] = {}
+        self._positions: dict[str, bytes] = {}
+        self._read: dict[str, list[bytes]] = defaultdict(list)
+        self._dispatched: dict[str, dict[bytes, Dispatched]] = {}
+        self._means: dict[tuple[str, str], float] = {}
+        self._uploaded: OrderedDict[str, float] = OrderedDict()
+        self._presence = Presence()
+        self._marker = ""
+        self._trusted_from = 0.0
+        self._woken = threading.Event()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        with translated(self._url):
+            yield
+
+    def own(self, partitions: Mapping[str, int]) -> None:
+        for partition_id in partitions.keys() - self._owned.keys():
+            self._positions[partition_id] = b"0"
+        for partition_id in self._owned.keys() - partitions.keys():
+            self._positions.pop(partition_id, None)
+            self._read.pop(partition_id, None)
+        self._owned = dict(partitions)
+        if partitions:
+            with self._translated():
+                # Now, not with the first task: the owner before must not delete what it has read since.
+                self._redis.hset(self._names.epochs, mapping={name: str(epoch) for name, epoch in partitions.items()})
+
+    def offer(self, tasks: Sequence[Task]) -> list[bool]:
+        by_queue: dict[str, list[Task]] = {}
+        for task in tasks:
+            by_queue.setdefault(task.queue, []).append(task)
+        with self._translated():
+            pipe = self._redis.pipeline(transaction=False)
+            uploads = 0
+            for queue, some in by_queue.items():
+                encoded: list[bytes | str] = []
+                for task in some:
+                    digest, uploaded = self._reference(pipe, task)
+                    uploads += uploaded
+                    encoded += (encode_task(task, digest), _identity(task), "" if self._travels_in_batch(task) else "1")
+                self._add_enqueue(pipe, queue, some, encoded)
+            answers: list[list[bytes] | None] = pipe.execute()[uploads:]
+        accepted: dict[str, int] = {}
+        for (queue, some), jobs in zip(by_queue.items(), answers, strict=True):
+            accepted[queue] = self._note(some, jobs or [])
+        verdicts = []
+        for task in tasks:
+            accepted[task.queue] -= 1
+            verdicts.append(accepted[task.queue] >= 0)
+        return verdicts
+
+    def _add_enqueue(self, pipe: Any, queue: str, tasks: Sequence[Task], encoded: Sequence[bytes | str]) -> None:
+        names = self._names
+        slots = self._presence.slots(queue)
+        chunk = min(BATCH_TASKS, max(1, -(-len(tasks) // slots))) if slots else 1
+        owned = [value for partition in self._owned.items() for value in partition]
+        key = names.queue(queue)
+        keys = (key, names.queues, names.depth(queue), names.bell(queue), names.epochs, names.refused(queue))
+        pipe.eval(
+            ENQUEUE,
+            len(keys),
+            *keys,
+            names.job_prefix,
+            key,
+            queue,
+            self._queue_depth,
+            chunk,
+            f"{self._incarnation}-{next(self._batches)}",
+            rq_now(),
+            JOB_TTL_SECONDS,
+            names.results(tasks[0].partition_id),
+            JOB_HEAD,
+            JOB_TAIL,
+            len(self._owned),
+            *owned,
+            *encoded,
+        )
+
+    def _note(self, tasks: Sequence[Task], jobs: Sequence[bytes]) -> int:
+        """Remember which task is in which job; how many tasks the jobs hold."""
+        taken = 0
+        for job in jobs:
+            job_id = job.decode()
+            size = int(job_id.rpartition("-")[2])
+            for task in tasks[taken : taken + size]:
+                node = (task.graph_hash, task.node_id)
+                self._dispatched.setdefault(task.run_id, {})[task.path] = Dispatched(task.delivery, job_id, node)
+            taken += size
+        return taken
+
+    def _reference(self, pipe: Any, task: Task) -> tuple[str | None, int]:
+        """The hash of a large state, and how many uploads this needed; None for a small one, which travels with its task."""
+        if len(task.state) <= STATE_INLINE_BYTES:
+            return None, 0
+        digest = hashlib.sha256(task.state).hexdigest()
+        now = time.monotonic()
+        if self._uploaded.get(digest, 0.0) > now:
+            return digest, 0
+        pipe.set(self._names.state(digest), task.state, ex=STATE_TTL_SECONDS)
+        self._uploaded[digest] = now + STATE_TTL_SECONDS / 2
+        self._uploaded.move_to_end(digest)
+        if len(self._uploaded) > STATES_REMEMBERED:
+            self._uploaded.popitem(last=False)
+        return digest, 1
+
+    def _travels_in_batch(self, task: Task) -> bool:
+        """Whether a task may share a job: its node is known to be short, and it was not handed out before."""
+        return task.delivery == 1 and self._means.get((task.graph_hash, task.node_id), SHORT_NODE_MS) < SHORT_NODE_MS
+
+    def receive(self, timeout_seconds: float) -> list[Message]:
+        if not self._owned:
+            self._woken.wait(timeout_seconds)
+            self._woken.clear()
+            return []
+        streams: Any = {self._names.results(partition_id): position for partition_id, position in self._positions.items()}
+        with self._translated():
+            block = max(1, int(min(timeout_seconds, BEAT_SECONDS) * 1000)) if timeout_seconds > 0 else None
+            streams_read: Any = self._redis.xread(streams, count=ENTRIES_PER_READ, block=block)
+        prefix = len(self._names.results_prefix)
+        messages: list[Message] = []
+        for stream, entries in streams_read:
+            partition_id = stream.decode()[prefix:]
+            for entry_id, fields in entries:
+                self._positions[partition_id] = entry_id
+                self._read[partition_id].append(entry_id)
+                messages += self._decoded(fields)
+        return messages
+
+    def _decoded(self, fields: Mapping[bytes, bytes]) -> list[Message]:
+        data = fields.get(b"results")
+        if data is None:
+            return [Wake(look=True)]
+        try:
+            results = decode_results(data)
+        except ValueError as error:
+            log.error("a result cannot be read; its tasks will be handed out again", error=str(error), data=data[:200])
+            return []
+        for result in results:
+            self._settle(result)
+        return list(results)
+
+    def _settle(self, result: TaskResult | HandedBack) -> None:
+        """An answer has come: forget the task, and learn how long its node takes."""
+        task = self._dispatched.get(result.run_id, {}).get(result.path)
+        if task is not None and task.delivery <= result.delivery:
+            self._forget(result.run_id, result.path)
+            if task.node is not None and isinstance(result, TaskResult):
+                mean = self._means.get(task.node, result.latency_ms)
+                self._means[task.node] = mean + MEAN_WEIGHT * (result.latency_ms - mean)
+        if isinstance(result, HandedBack):
+            self._uploaded.pop(result.reason, None)  # A reason that is the hash of a state: it is not there any more.
+
+    def acknowledge(self) -> None:
+        read = {partition_id: entries for partition_id, entries in self._read.items() if entries}
+        if not read:
+            return
+        args: list[Any] = [self._names.results_prefix]
+        for partition_id, entries in read.items():
+            args += (partition_id, self._owned[partition_id], len(entries), *entries)
+        with self._translated():
+            self._redis.eval(ACKNOWLEDGE, 1, self._names.epochs, *args)
+        self._read.clear()
+
+    def wake(self) -> None:
+        self._woken.set()
+        for partition_id in itertools.islice(self._owned, 1):
+            with self._translated():
+                self._redis.xadd(self._names.results(partition_id), {"wake": ""})
+
+    def lost(self) -> list[Outstanding]:
+        with self._translated():
+            self._look_for_amnesia()
+            self._presence = read_presence(self._redis, self._names)
+            queued = self._queued()
+        if time.monotonic() < self._trusted_from:
+            return []
+        alive = queued | self._presence.jobs
+        lost = []
+        for run_id, tasks in self._dispatched.items():
+            for path, task in tasks.items():
+                task.strikes = 0 if task.job_id in alive else task.strikes + 1
+                if task.strikes >= STRIKES or task.job_id in self._presence.jobs_of_dead:
+                    lost.append(Outstanding(run_id=run_id, path=path, delivery=task.delivery))
+        for missing in lost:
+            self._forget(missing.run_id, missing.path)
+        return lost
+
+    def _look_for_amnesia(self) -> None:
+        """After the server has lost its memory, wait until the workers have said again what they have."""
+        answer: Any = self._redis.eval(MARK, 1, self._names.marker, uuid.uuid4().hex)
+        marker, now = answer
+        if marker.decode() != self._marker:
+            made = int(marker.rpartition(b":")[2])
+            young = 2 * BEAT_SECONDS - (int(now) - made) / 1000
+            self._trusted_from = time.monotonic() + young
+            self._marker = marker.decode()
+            self._uploaded.clear()
+
+    def _queued(self) -> set[str]:
+        """The ids of all jobs in queues, each queue's depth being counted anew."""
+        names = self._names
+        keys: Any = self._redis.smembers(names.queues)
+        pipe = self._redis.pipeline(transaction=False)
+        for key in keys:
+            queue = key.decode().removeprefix(names.queue_prefix)
+            pipe.eval(RECOUNT, 2, names.queue(queue), names.depth(queue))
+        return {job_id.decode() for ids in pipe.execute() for job_id in ids}
+
+    def outstanding(self, run_ids: Collection[str]) -> list[Outstanding]:
+        with self._translated():
+            self._look_for_amnesia()
+            # Rarely: only when the server has just lost its memory.
+            time.sleep(max(0.0, self._trusted_from - time.monotonic()))
+            self._presence = read_presence(self._redis, self._names)
+            job_ids = sorted(self._queued())
+            pipe = self._redis.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipe.hget(self._names.job(job_id), "tasks")
+            listed = dict(zip(job_ids, pipe.execute(), strict=True))
+        found: dict[tuple[str, bytes], Outstanding] = {}
+        wanted = set(run_ids)
+        for job_id, tasks in [*listed.items(), *self._presence.tasks.items()]:
+            for run_id, path, delivery in json.loads(tasks or b"[]"):
+                key = (run_id, bytes.fromhex(path))
+                if run_id in wanted and (key not in found or found[key].delivery < delivery):
+                    found[key] = Outstanding(run_id=run_id, path=key[1], delivery=delivery)
+                    self._dispatched.setdefault(run_id, {})[key[1]] = Dispatched(delivery, job_id)
+        return list(found.values())
+
+    def _forget(self, run_id: str, path: bytes) -> None:
+        del self._dispatched[run_id][path]
+        if not self._dispatched[run_id]:
+            del self._dispatched[run_id]
+
+    def withdraw(self, run_id: str) -> list[bytes]:
+        return []  # Its queued tasks share jobs with other runs'; workers will answer them, and nobody listens.
+
+    def forget(self, run_id: str) -> None:
+        self._dispatched.pop(run_id, None)
+
+    def cancel(self, run_id: str) -> None:
+        self.forget(run_id)
+
+    def depth(self, queue: str) -> int:
+        with self._translated():
+            depth: Any = self._redis.get(self._names.depth(queue))
+        return int(depth or 0)
+
+    def close(self) -> None:
+        """Close the connections. Idempotent."""
+        self._redis.close()
+
+
+def _identity(task: Task) -> str:
+    return f'["{task.run_id}","{task.path.hex()}",{task.delivery}]'

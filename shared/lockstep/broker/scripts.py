@@ -1,0 +1,142 @@
+"""What must happen in one step inside Redis, as Lua scripts. Each says what it takes and returns.
+
+Some name keys that they only compute; a cluster would not allow that, and is refused at the start.
+"""
+
+from __future__ import annotations
+
+ENQUEUE = """
+-- Puts tasks at the end of a queue, as many as there is room for, in jobs of at most `chunk` tasks.
+-- KEYS: queue list, set of queues, depth, bell, epochs, refused
+-- ARGV: job prefix, queue key, queue name, limit, chunk, job id base, time (ISO), job TTL, stream to wake, head and tail of
+--       data, number of partitions, each one's id and epoch, then for each task: JSON, identity, "1" if it travels alone
+-- Returns the ids of the jobs, each ending in -<number of its tasks>; nil if a partition has another owner by now.
+local arg, n = 13, tonumber(ARGV[12])
+for _ = 1, n do
+    local stored = redis.call('HGET', KEYS[5], ARGV[arg])
+    if stored and tonumber(stored) > tonumber(ARGV[arg + 1]) then return nil end
+    if stored ~= ARGV[arg + 1] then redis.call('HSET', KEYS[5], ARGV[arg], ARGV[arg + 1]) end
+    arg = arg + 2
+end
+local prefix, chunk, base, now = ARGV[1], tonumber(ARGV[5]), ARGV[6], ARGV[7]
+local room = tonumber(ARGV[4]) - tonumber(redis.call('GET', KEYS[3]) or '0')
+local jobs, tasks, names, taken = {}, {}, {}, 0
+local function close()
+    if #tasks == 0 then return end
+    local id = base .. '-' .. #jobs .. '-' .. #tasks
+    redis.call('HSET', prefix .. id, 'data', ARGV[10] .. table.concat(tasks, ',') .. ARGV[11],
+        'tasks', '[' .. table.concat(names, ',') .. ']', 'origin', ARGV[3], 'status', 'queued', 'created_at', now,
+        'enqueued_at', now, 'description', 'lockstep: ' .. #tasks .. ' task(s)')
+    redis.call('EXPIRE', prefix .. id, ARGV[8])
+    jobs[#jobs + 1], tasks, names = id, {}, {}
+end
+while arg <= #ARGV and taken < room do
+    local alone = ARGV[arg + 2] == '1'
+    if alone or #tasks >= chunk then close() end
+    tasks[#tasks + 1], names[#names + 1] = ARGV[arg], ARGV[arg + 1]
+    if alone then close() end
+    taken, arg = taken + 1, arg + 3
+end
+close()
+if #jobs > 0 then
+    redis.call('SADD', KEYS[2], ARGV[2])
+    redis.call('INCRBY', KEYS[3], taken)
+    redis.call('RPUSH', KEYS[1], unpack(jobs))
+    -- One is enough: whoever takes some and leaves some rings for the next.
+    if redis.call('LLEN', KEYS[4]) == 0 then redis.call('RPUSH', KEYS[4], '1') end
+end
+if arg <= #ARGV then redis.call('SADD', KEYS[6], ARGV[9]) end
+return jobs
+"""
+
+CLAIM = """
+-- Takes jobs out of the queues, one queue after the other, until it has as many tasks as the worker has room for.
+-- KEYS: suspended, claims
+-- ARGV: job prefix, queue prefix, depth prefix, bell prefix, refused prefix, running prefix, room, claims TTL, then the queues
+-- Returns for each job its id, its queue and its data.
+if redis.call('EXISTS', KEYS[1]) == 1 then return {} end
+local room, claimed = tonumber(ARGV[7]), {}
+for arg = 9, #ARGV do
+    local name = ARGV[arg]
+    local queue, popped = ARGV[2] .. name, false
+    while room > 0 do
+        local id = redis.call('LPOP', queue)
+        if not id then break end
+        popped = true
+        local tasks = tonumber(string.match(id, '%-(%d+)$') or '1')
+        if redis.call('DECRBY', ARGV[3] .. name, tasks) < 0 then redis.call('SET', ARGV[3] .. name, 0) end
+        local job = ARGV[1] .. id
+        local fields = redis.pcall('HMGET', job, 'data', 'tasks')
+        redis.call('DEL', job)
+        if not fields['err'] and fields[1] then
+            redis.call('HSET', KEYS[2], id, name .. ' ' .. (fields[2] or '[]'))
+            redis.call('ZADD', ARGV[6] .. name, '+inf', id)
+            claimed[#claimed + 1] = {id, name, fields[1]}
+            room = room - tasks
+        end
+    end
+    if popped then
+        -- Somebody else may take the rest; and who was refused may offer again.
+        local bell = ARGV[4] .. name
+        if redis.call('LLEN', queue) > 0 and redis.call('LLEN', bell) == 0 then redis.call('RPUSH', bell, '1') end
+        local refused = ARGV[5] .. name
+        for _, stream in ipairs(redis.call('SMEMBERS', refused)) do redis.call('XADD', stream, '*', 'wake', '') end
+        redis.call('DEL', refused)
+    end
+end
+if #claimed > 0 then redis.call('EXPIRE', KEYS[2], ARGV[8]) end
+return claimed
+"""
+
+ACKNOWLEDGE = """
+-- Deletes entries of result streams whose partitions still belong to the caller.
+-- KEYS: epochs. ARGV: results prefix, then for each partition: its id, epoch, number of entries, the entries' ids
+local arg = 2
+while arg <= #ARGV do
+    local partition, epoch, n = ARGV[arg], tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])
+    local stored = redis.call('HGET', KEYS[1], partition)
+    if not stored or tonumber(stored) <= epoch then
+        redis.call('XDEL', ARGV[1] .. partition, unpack(ARGV, arg + 3, arg + 2 + n))
+    end
+    arg = arg + 3 + n
+end
+"""
+
+ANNOUNCE = """
+-- Wakes the owner of a partition, who may not exist: then its stream must not grow. KEYS: stream. ARGV: bound
+if redis.call('XLEN', KEYS[1]) < tonumber(ARGV[1]) then redis.call('XADD', KEYS[1], '*', 'wake', '') end
+"""
+
+BEAT = """
+-- Says that a worker is alive.
+-- KEYS: beats, what the worker says of itself, its claims, RQ's hash of it, marker
+-- ARGV: name, description, TTL, new marker, time (ISO), RQ's TTL
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3])
+redis.call('EXPIRE', KEYS[3], ARGV[3])
+if redis.call('EXISTS', KEYS[4]) == 1 then
+    redis.call('HSET', KEYS[4], 'last_heartbeat', ARGV[5])
+    redis.call('EXPIRE', KEYS[4], ARGV[6])
+end
+redis.call('SET', KEYS[5], ARGV[4] .. ':' .. string.format('%d', now), 'NX')
+"""
+
+MARK = """
+-- The marker: set once, gone when the server has lost its memory. KEYS: marker. ARGV: new marker
+-- Returns it, and the server's time in milliseconds.
+local time = redis.call('TIME')
+local now = string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000))
+redis.call('SET', KEYS[1], ARGV[1] .. ':' .. now, 'NX')
+return {redis.call('GET', KEYS[1]), now}
+"""
+
+RECOUNT = """
+-- Counts anew how many tasks a queue holds: ids may have left it without a claim. KEYS: queue list, depth
+-- Returns the ids in the queue.
+local ids, depth = redis.call('LRANGE', KEYS[1], 0, -1), 0
+for _, id in ipairs(ids) do depth = depth + tonumber(string.match(id, '%-(%d+)$') or '1') end
+redis.call('SET', KEYS[2], depth)
+return ids
+"""

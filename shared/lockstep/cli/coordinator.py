@@ -1,0 +1,86 @@
+"""`coordinator`: move runs; any number of them share the work."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import closing
+
+import click
+
+from lockstep.broker.redis import RedisBroker
+from lockstep.cli.load import load_graphs
+from lockstep.cli.options import graphs_option, redis_option, store_option
+from lockstep.config import DEFAULT_REDIS_URL, read_settings
+from lockstep.errors import BrokerUnavailableError, ConfigurationError
+from lockstep.graph import CompiledGraph
+from lockstep.options import DEFAULTS
+from lockstep.store import open_store
+from lockstep.telemetry.metrics import MetricsServer, Reading
+from lockstep_coordinator.process import CoordinatorProcess
+
+METRICS_PORT = 9464
+
+
+@click.command()
+@graphs_option
+@store_option
+@redis_option
+@click.option(
+    "--queue-depth",
+    default=DEFAULTS.queue_depth,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Tasks that a queue holds at most. The same for all coordinators.",
+)
+def coordinator(graphs: tuple[str, ...], store: str | None, redis: str | None, queue_depth: int) -> None:
+    """Move the runs of these graphs: dispatch to workers, merge, commit. Start as many as you like; SIGTERM ends one."""
+    settings = read_settings(store=store, redis=redis, graphs=graphs)
+    if settings.store_url == "memory://":
+        raise ConfigurationError("memory:// is one process's own; a coordinator needs a database", option="store")
+    loaded = {graph.hash: graph for graph in load_graphs(settings.graphs)}
+
+    def open_broker() -> RedisBroker:
+        return RedisBroker(settings.redis_url or DEFAULT_REDIS_URL, settings.namespace, queue_depth)
+
+    with closing(open_store(settings.store_url)) as opened, closing(open_broker()) as watched:
+        process = CoordinatorProcess(opened, open_broker, loaded)
+        port = METRICS_PORT if settings.metrics_port is None else settings.metrics_port
+        with MetricsServer(port, lambda: _reading(process, watched, loaded)):
+            run_until_signalled(process.run, process.stop)
+
+
+def _reading(process: CoordinatorProcess, broker: RedisBroker, graphs: dict[str, CompiledGraph]) -> Reading:
+    queues = {node.queue for graph in graphs.values() for node in graph.nodes.values()}
+    try:
+        depths = {queue: broker.depth(queue) for queue in sorted(queues)}
+    except BrokerUnavailableError:
+        depths = None
+    return Reading(
+        queue_depths=depths, inflight_nodes=process.in_flight, backpressure_events=process.counts.backpressure_events
+    )
+
+
+def run_until_signalled(run: Callable[[], None], stop: Callable[[], None]) -> None:
+    """Run in a thread until it ends; SIGTERM and SIGINT make it stop. Handlers do next to nothing: they may come anywhere."""
+    signalled = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: signalled.set())
+    failure: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            run()
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            signalled.set()
+
+    thread = threading.Thread(target=guarded, name="lockstep-coordinator", daemon=True)
+    thread.start()
+    signalled.wait()
+    stop()
+    thread.join()
+    if failure:
+        raise failure[0]

@@ -1,0 +1,56 @@
+"""`worker`: execute nodes. Needs Redis and the graphs' code, no database."""
+
+from __future__ import annotations
+
+import click
+from redis.exceptions import RedisError
+
+from lockstep.cli.load import load_graphs
+from lockstep.cli.options import graphs_option, redis_option
+from lockstep.config import DEFAULT_REDIS_URL, read_settings, set_rq_prefix
+from lockstep.telemetry.metrics import MetricsServer, Reading
+
+METRICS_PORT = 9465
+DEFAULT_SLOTS = 32
+DRAIN_SECONDS = 30.0
+
+
+@click.command()
+@graphs_option
+@redis_option
+@click.option("--queue", "queues", multiple=True, help="A queue to serve; may be repeated. Default: all that the graphs name.")
+@click.option("--concurrency", default=DEFAULT_SLOTS, show_default=True, type=click.IntRange(min=1), help="Tasks at a time.")
+@click.option(
+    "--drain-seconds",
+    default=DRAIN_SECONDS,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="How long running nodes may take after SIGTERM; then their tasks are handed back.",
+)
+def worker(graphs: tuple[str, ...], redis: str | None, queues: tuple[str, ...], concurrency: int, drain_seconds: float) -> None:
+    """Execute the nodes of these graphs. Start as many as you like, on any machine; SIGTERM ends one when it has finished."""
+    settings = read_settings(redis=redis, graphs=graphs)
+    loaded = {graph.hash: graph for graph in load_graphs(settings.graphs)}
+    names = queues or sorted({node.queue for graph in loaded.values() for node in graph.nodes.values()})
+    set_rq_prefix(f"{settings.namespace}:rq")
+    from lockstep_worker.process import WorkerProcess
+
+    process = WorkerProcess(
+        settings.redis_url or DEFAULT_REDIS_URL,
+        settings.namespace,
+        loaded,
+        queues=names,
+        slots=concurrency,
+        drain_seconds=drain_seconds,
+    )
+
+    def read() -> Reading:
+        try:
+            depths = process.link.depths()
+        except (RedisError, OSError):
+            depths = None
+        return Reading(queue_depths=depths, inflight_nodes=process.executor.running, backpressure_events=0)
+
+    port = METRICS_PORT if settings.metrics_port is None else settings.metrics_port
+    with MetricsServer(port, read):
+        process.run()

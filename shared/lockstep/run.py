@@ -1,0 +1,362 @@
+"""`Run`: one run as its user sees it. Reads the store; asks the run's owner through the inbox; executes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+from lockstep.core.canonical import canonical_bytes
+from lockstep.core.lifecycle import SETTLED, RunStatus
+from lockstep.core.merge import Schema
+from lockstep.core.state import State, apply_patches
+from lockstep.errors import (
+    ConfigurationError,
+    LockstepError,
+    RunInterruptedError,
+    RunNotFoundError,
+    WaitTimeoutError,
+)
+from lockstep.history import STEPS_PER_READ, StepRecord, read_history, read_state
+from lockstep.options import DEFAULTS, Options, encode_options
+from lockstep.ports import Reader
+from lockstep.records import Command, RunRow
+
+FIRST_POLL_SECONDS = 0.01
+POLL_SECONDS = 0.5
+"""How often a waiting call looks into the store when nobody wakes it: the run may belong to another process."""
+
+StreamMode = Literal["values", "updates"]
+STREAM_MODES: tuple[StreamMode, ...] = get_args(StreamMode)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """One event of a stream.
+
+    `mode` "values": `data` is the whole state after step `step_id`, step 0 being the input. `mode` "updates": `data` is what
+    `node_id` changed in that step; a step's updates come in ascending order_key, before its values. `offset` counts the
+    stream's events from 0.
+    """
+
+    mode: StreamMode
+    data: dict[str, Any]
+    step_id: int
+    node_id: str | None
+    offset: int
+
+
+class Backend(Protocol):
+    """What a Run needs of whoever made it."""
+
+    @property
+    def reader(self) -> Reader:
+        """The store."""
+
+    @property
+    def announces(self) -> bool:
+        """Whether `subscribe` is of any use; otherwise who waits has to look often."""
+
+    def subscribe(self, run_id: str, wake: Callable[[], None], *, each_step: bool) -> Callable[[], None]:
+        """Call `wake` when the run has come to rest, or after each step too; returns what ends this."""
+
+    def check(self, run_id: str) -> None:
+        """Raise the error that keeps the run from moving, if there is one."""
+
+    def send(self, command: Command) -> None:
+        """Put a command into the inbox and wake the owner if it is known."""
+
+    def schema_of(self, row: RunRow) -> Schema | None:
+        """The schema of the run's graph, where it is loaded."""
+
+    def cause_of(self, run_id: str) -> BaseException | None:
+        """The exception that failed the run, if it was raised in this process."""
+
+
+class Run:
+    """A run: ask it, wait for it, follow it. Each method has a twin for asyncio, with an `a` before its name."""
+
+    def __init__(self, run_id: str, backend: Backend, owner: object = None) -> None:
+        self.run_id = run_id
+        self.backend = backend
+        self._owner = owner  # An engine lives as long as it, or a run of it, is used.
+        self._retried_version = -1
+
+    def __repr__(self) -> str:
+        return f"Run({self.run_id!r})"
+
+    def row(self) -> RunRow:
+        """The run as stored. Raises RunNotFoundError."""
+        rows = self.backend.reader.find_runs(run_ids=[self.run_id])
+        if not rows:
+            raise RunNotFoundError(f"no run {self.run_id!r}; `lockstep runs` lists those there are", run_id=self.run_id)
+        return rows[0]
+
+    @property
+    def status(self) -> RunStatus:
+        """Where the run stands: pending, running, interrupted, paused, succeeded, failed or cancelled."""
+        return self.row().status
+
+    @property
+    def error(self) -> LockstepError | None:
+        """What ended the run, if it failed or was cancelled."""
+        return _error_of(self.row())
+
+    def error_record(self) -> dict[str, Any] | None:
+        """`error` as JSON values, with the fields that every error has."""
+        error = self.error
+        if error is None:
+            return None
+        located = {name: getattr(error, name) for name in ("run_id", "step_id", "node_id", "attempt")}
+        return {**located, **error.to_record()}
+
+    def result(self, timeout_seconds: float | None = None) -> dict[str, Any]:
+        """The final state, once the run has succeeded; waits for its end.
+
+        Raises what failed the run: NodeFailedError, with the node's exception as its `__cause__` where that was raised in this
+        process, or another LockstepError; RunCancelledError, RunInterruptedError; WaitTimeoutError after `timeout_seconds`.
+        """
+        changed = threading.Event()
+        unsubscribe = self.backend.subscribe(self.run_id, changed.set, each_step=False)
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        pauses = self._pauses()
+        try:
+            while not self.is_settled(row := self.row()):
+                self.backend.check(self.run_id)
+                pause = next(pauses)
+                left = pause if deadline is None else min(pause, deadline - time.monotonic())
+                if left <= 0:
+                    raise self._timeout(timeout_seconds)
+                changed.wait(left)
+                changed.clear()
+        finally:
+            unsubscribe()
+        return self._result_of(row)
+
+    def _pauses(self) -> Iterator[float]:
+        """How long to wait before looking again: short at first where nobody announces changes, then longer."""
+        pause = POLL_SECONDS if self.backend.announces else FIRST_POLL_SECONDS
+        while True:
+            yield pause
+            pause = min(2 * pause, POLL_SECONDS)
+
+    async def aresult(self, timeout_seconds: float | None = None) -> dict[str, Any]:
+        """`result` without blocking the event loop; waiting takes no thread."""
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        unsubscribe = self.backend.subscribe(self.run_id, lambda: _set_from_thread(loop, changed), each_step=False)
+        pauses = self._pauses()
+        try:
+            async with asyncio.timeout(timeout_seconds) as limit:
+                while not self.is_settled(row := await asyncio.to_thread(self.row)):
+                    self.backend.check(self.run_id)
+                    await _wait_for(changed, next(pauses))
+                return await asyncio.to_thread(self._result_of, row)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise self._timeout(timeout_seconds) from None
+        finally:
+            unsubscribe()
+
+    def _timeout(self, timeout_seconds: float | None) -> WaitTimeoutError:
+        return WaitTimeoutError(
+            f"run {self.run_id} is not done after {timeout_seconds:g} s; it goes on: wait again, or cancel it",
+            run_id=self.run_id,
+            timeout_seconds=timeout_seconds,
+        )
+
+    def _result_of(self, row: RunRow) -> dict[str, Any]:
+        if row.status is RunStatus.SUCCEEDED:
+            return self.typed(row, read_state(self.backend.reader, self.run_id, row.step_id))
+        if row.status in (RunStatus.INTERRUPTED, RunStatus.PAUSED):
+            raise RunInterruptedError(f"run {self.run_id} is {row.status}; resume it to go on", run_id=self.run_id)
+        error = _error_of(row)
+        assert error is not None, "a run that failed or was cancelled has its error"
+        raise error from self.backend.cause_of(self.run_id)
+
+    def state(self, step_id: int | None = None) -> dict[str, Any]:
+        """The state after a step, or after the last committed one; typed where the run's graph is loaded, else JSON values.
+
+        Raises StateError if that step is not committed.
+        """
+        row = self.row()
+        return self.typed(row, read_state(self.backend.reader, self.run_id, row.step_id if step_id is None else step_id))
+
+    def json_state(self) -> dict[str, Any]:
+        """The state after the last committed step, as JSON values."""
+        return read_state(self.backend.reader, self.run_id, self.row().step_id)
+
+    async def astate(self, step_id: int | None = None) -> dict[str, Any]:
+        """`state` without blocking the event loop."""
+        return await asyncio.to_thread(self.state, step_id)
+
+    def history(self) -> list[StepRecord]:
+        """The committed steps, oldest first."""
+        return list(read_history(self.backend.reader, self.run_id, 0, self.row().step_id))
+
+    async def ahistory(self) -> list[StepRecord]:
+        """`history` without blocking the event loop."""
+        return await asyncio.to_thread(self.history)
+
+    def stream(self, modes: Sequence[StreamMode] = ("values",)) -> Iterator[StreamEvent]:
+        """The run's steps as they are committed, from the first on; ends with the run, raising what `result` would raise.
+
+        Steps are read from the store, so a slow reader holds nothing up and misses nothing.
+        """
+        check_modes(modes)
+        return self._stream(modes)
+
+    def _stream(self, modes: Sequence[StreamMode]) -> Iterator[StreamEvent]:
+        changed = threading.Event()
+        unsubscribe = self.backend.subscribe(self.run_id, changed.set, each_step=True)
+        follower, pauses = Follower(self, modes), self._pauses()
+        try:
+            while not follower.ended:
+                yield from (events := follower.read())
+                if events:
+                    pauses = self._pauses()
+                elif not follower.ended:
+                    self.backend.check(self.run_id)
+                    changed.wait(next(pauses))
+                    changed.clear()
+        finally:
+            unsubscribe()
+        self._result_of(self.row())
+
+    def astream(self, modes: Sequence[StreamMode] = ("values",)) -> AsyncIterator[StreamEvent]:
+        """`stream` without blocking the event loop."""
+        check_modes(modes)
+        return self._astream(modes)
+
+    async def _astream(self, modes: Sequence[StreamMode]) -> AsyncIterator[StreamEvent]:
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        unsubscribe = self.backend.subscribe(self.run_id, lambda: _set_from_thread(loop, changed), each_step=True)
+        follower, pauses = Follower(self, modes), self._pauses()
+        try:
+            while not follower.ended:
+                events = await asyncio.to_thread(follower.read)
+                for event in events:
+                    yield event
+                if events:
+                    pauses = self._pauses()
+                elif not follower.ended:
+                    self.backend.check(self.run_id)
+                    await _wait_for(changed, next(pauses))
+        finally:
+            unsubscribe()
+        await asyncio.to_thread(lambda: self._result_of(self.row()))
+
+    def cancel(self, reason: str = "requested") -> None:
+        """Ask the run's owner to end it; `result` then raises RunCancelledError. One that has ended stays as it is."""
+        self._command("cancel", reason)
+
+    def is_settled(self, row: RunRow) -> bool:
+        """Whether nothing more comes without somebody's doing; a failure that `retry` was called for does not count."""
+        return row.status in SETTLED and row.version > self._retried_version
+
+    def retry(self, options: Options | None = None) -> None:
+        """Ask the owner to go on with a failed run from its last commit; items that had a result keep it.
+
+        `options` override the run's from now on: another conflict_policy, more max_steps. Of a run that has not failed, nothing
+        is changed. Raises ConfigurationError for queue_depth, which is not a run's.
+        """
+        changes = encode_options(DEFAULTS.overridden(options))
+        row = self.row()
+        if row.status is RunStatus.FAILED:
+            self._retried_version = row.version
+            self._command("retry", changes)
+
+    def _command(self, kind: str, payload: Any) -> None:
+        self.backend.send(Command(run_id=self.run_id, command_id=uuid.uuid4().hex, kind=kind, payload=canonical_bytes(payload)))
+
+    def typed(self, row: RunRow, values: dict[str, Any]) -> dict[str, Any]:
+        """Values as their annotations say, where the run's graph is loaded."""
+        schema = self.backend.schema_of(row)
+        return values if schema is None else schema.loaded(values)
+
+
+def runs_of(backend: Backend, owner: object, status: RunStatus | str | None, graph: str | None) -> Iterator[Run]:
+    """All runs with this status and graph, ascending by run_id, in pages. Raises ConfigurationError for an unknown status."""
+    try:
+        wanted = RunStatus(status) if status is not None else None
+    except ValueError:
+        known = ", ".join(RunStatus)
+        raise ConfigurationError(f"status {status!r} is not one of {known}", option="status") from None
+    return _pages(backend, owner, wanted, graph)
+
+
+def _pages(backend: Backend, owner: object, status: RunStatus | None, graph: str | None) -> Iterator[Run]:
+    after = None
+    while rows := backend.reader.find_runs(status=status, graph=graph, after=after):
+        yield from (Run(row.run_id, backend, owner=owner) for row in rows)
+        after = rows[-1].run_id
+
+
+class Follower:
+    """Reads the steps of a run that it has not read yet, in portions, and makes stream events of them."""
+
+    def __init__(self, run: Run, modes: Sequence[StreamMode]) -> None:
+        self.ended = False
+        """Whether the run has come to rest and all its steps are read."""
+        self._run = run
+        self._modes = modes
+        self._next_step = 0
+        self._offset = 0
+        self._state = State()
+
+    def read(self) -> list[StreamEvent]:
+        """The events of the next steps, none if there are no new ones."""
+        row = self._run.row()
+        first, last = self._next_step, min(self._next_step + STEPS_PER_READ - 1, row.step_id)
+        events = list(self._events(row, first, last)) if first <= last else []
+        self._next_step = last + 1
+        self.ended = self._next_step > row.step_id and self._run.is_settled(row)
+        return events
+
+    def _events(self, row: RunRow, first: int, last: int) -> Iterator[StreamEvent]:
+        reader = self._run.backend.reader
+        records = list(read_history(reader, row.run_id, first, last)) if "updates" in self._modes else []
+        for step in reader.steps(row.run_id, first, last):
+            if records:
+                for task in records[step.step_id - first].tasks:
+                    yield self._event("updates", task.delta, step.step_id, task.node_id)
+            if "values" in self._modes:
+                self._state = apply_patches(self._state.to_bytes(), [step.patch])
+                values = json.loads(self._state.to_bytes())
+                yield self._event("values", self._run.typed(row, values), step.step_id, None)
+
+    def _event(self, mode: StreamMode, data: dict[str, Any], step_id: int, node_id: str | None) -> StreamEvent:
+        event = StreamEvent(mode, data, step_id, node_id, self._offset)
+        self._offset += 1
+        return event
+
+
+def _error_of(row: RunRow) -> LockstepError | None:
+    return LockstepError.from_record(json.loads(row.error)) if row.error is not None else None
+
+
+async def _wait_for(changed: asyncio.Event, seconds: float) -> None:
+    """Wait for the event, at most this long, and take it back."""
+    with contextlib.suppress(asyncio.TimeoutError):
+        async with asyncio.timeout(seconds):
+            await changed.wait()
+    changed.clear()
+
+
+def _set_from_thread(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    # A loop that is closed has nobody waiting; it may close at any moment.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(event.set)
+
+
+def check_modes(modes: Sequence[StreamMode]) -> None:
+    """Raise ConfigurationError for stream modes that there are not."""
+    unknown = [mode for mode in modes if mode not in STREAM_MODES]
+    if unknown or isinstance(modes, str):
+        raise ConfigurationError(f"stream modes are a list of {', '.join(STREAM_MODES)}; got {modes!r}", option="modes")

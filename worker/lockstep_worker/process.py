@@ -1,0 +1,228 @@
+"""The worker process: RQ is the transport, the registry and the operators' view; taking and executing tasks is ours.
+
+What is overridden of RQ's worker is a small seam: dequeue, execute, stop, heartbeat, maintenance, teardown. RQ reads its prefix
+of keys from the environment when it is imported: call `lockstep.config.set_rq_prefix` before importing this module.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+import redis
+import structlog
+from redis.exceptions import RedisError
+from rq.suspension import WORKERS_SUSPENDED
+from rq.worker import BaseWorker, WorkerStatus
+
+from lockstep.broker.beat import RQ_WORKER_TTL_SECONDS, start_beating
+from lockstep.broker.connection import check_server, connect
+from lockstep.broker.presence import WorkerInfo
+from lockstep.broker.worker import ClaimedJob, WorkerLink
+from lockstep.graph import CompiledGraph
+from lockstep.records import HandedBack, TaskResult
+from lockstep_worker.claims import Claims
+from lockstep_worker.executor import Executor
+from lockstep_worker.sender import Outgoing, ResultSender
+
+LOOK_SECONDS = 1
+"""How often the worker looks whether it is suspended or has to stop, while there is nothing to do."""
+
+WAIT_FOR_SLOT_SECONDS = 1.0
+"""How long a claimed task may wait for a slot; then it is handed back, for others may have one."""
+
+OUTAGE_PAUSE_SECONDS = 0.5
+"""The pause before Redis is asked again after it did not answer."""
+
+RQ_TTL_SECONDS = 30
+"""From it, RQ derives how long its own connection waits for an answer."""
+
+BEAT_END_SECONDS = 5.0
+"""How long the process that beats may take to end."""
+
+log = structlog.get_logger()
+
+
+def execute(*_: object) -> None:
+    """What a job names to RQ's own workers, which cannot execute it."""
+    raise RuntimeError("tasks of Lockstep are executed by `lockstep worker`, not by an RQ worker")
+
+
+class WorkerProcess:
+    """Takes tasks from queues, executes them in its slots, and sends the results; needs Redis and nothing else.
+
+    `graphs` are the graphs it knows, by hash. Raises BrokerUnavailableError or ConfigurationError if Redis can't be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        namespace: str,
+        graphs: Mapping[str, CompiledGraph],
+        *,
+        queues: Sequence[str],
+        slots: int,
+        drain_seconds: float,
+    ) -> None:
+        name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.info = WorkerInfo(
+            name=name, host=socket.gethostname(), pid=os.getpid(), slots=slots, queues=tuple(queues), graphs=tuple(graphs)
+        )
+        self._url = url
+        self._namespace = namespace
+        self._graphs = graphs
+        self._drain_seconds = drain_seconds
+        self.link = WorkerLink(url, namespace, self.info)
+        self._rq_connection = connect(url)
+        check_server(self._rq_connection, url)
+        self.claims = Claims(lambda: slots - self.executor.running)
+        self.executor = Executor(graphs, slots, name, self.claims.take, self._answer)
+        self.sender = ResultSender(self.link, lambda: self.link.reclaim(self.claims.described()))
+
+    def run(self) -> None:
+        """Work until a signal says to stop."""
+        beating = start_beating(self._url, self._namespace, self.info)
+        try:
+            while not (worker := RqWorker(self, self._rq_connection)).work_until_stopped():
+                log.error("the worker's loop has ended; it begins anew", worker=worker.name)
+                time.sleep(OUTAGE_PAUSE_SECONDS)
+        finally:
+            assert beating.stdin is not None
+            beating.stdin.close()
+            beating.wait(BEAT_END_SECONDS)
+            self._close()
+
+    def start(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Execute the tasks of jobs that this process has claimed."""
+        for job in jobs:
+            unknown = [task for task in job.tasks if task.graph_hash not in self._graphs]
+            refused = {answer.path: answer for answer in job.refused}
+            refused |= {task.path: task.handed_back(f"no graph {task.graph_hash} on {self.info.name}") for task in unknown}
+            self.claims.add(job, [*refused.values()])
+            for answer in refused.values():
+                self._answer(answer)
+        self.executor.pump()
+
+    def _answer(self, answer: TaskResult | HandedBack) -> None:
+        settled = self.claims.settle(answer)
+        if settled is not None:
+            self.sender.put(Outgoing(settled.partition_id, answer, settled.finished))
+
+    def hand_back_waiting(self, after_seconds: float, reason: str) -> None:
+        """Hand back the tasks that wait for a slot for so long."""
+        for handed_back in self.claims.give_up_waiting(after_seconds, reason):
+            self._answer(handed_back)
+
+    def drain(self) -> None:
+        """Take nothing more: hand back what waits, finish what runs, or hand that back too when it takes too long."""
+        self.hand_back_waiting(0.0, "the worker is stopping")
+        deadline = time.monotonic() + self._drain_seconds
+        if not self.claims.wait_until_empty(self._drain_seconds):
+            for handed_back in self.claims.unanswered("the worker has stopped"):
+                self._answer(handed_back)
+        self.sender.flush(max(1.0, deadline - time.monotonic()))
+
+    def _close(self) -> None:
+        self.executor.close()
+        self.sender.close()
+        try:
+            self.link.leave()
+        except (RedisError, OSError) as error:
+            log.warning("the worker cannot take its keys away; they expire", error=str(error))
+        self.link.close()
+        self._rq_connection.close()
+
+
+class RqWorker(BaseWorker):
+    """RQ's worker, with the seam overridden."""
+
+    def __init__(self, process: WorkerProcess, connection: redis.Redis) -> None:
+        super().__init__(
+            list(process.info.queues),
+            name=process.info.name,
+            connection=connection,
+            worker_ttl=RQ_TTL_SECONDS,
+            serializer="json",
+        )
+        self._process = process
+        self._next_look = 0.0
+        self._shown = ""
+
+    def work_until_stopped(self) -> bool:
+        """RQ's loop; False: it ended without having been told to."""
+        try:
+            self.work(logging_level="WARNING")
+        except (RedisError, OSError) as error:
+            log.warning("Redis does not answer", error=str(error))
+        return self._stop_requested
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """SIGTERM or SIGINT: finish; a second one ends the process at once."""
+        if self._stop_requested:
+            raise SystemExit(128 + signum)
+        log.info("stopping", signal=signal.Signals(signum).name, worker=self.name)
+        self._stop_requested = True
+
+    def check_for_suspension(self, burst: bool) -> None:
+        """Nothing: the claim itself looks, so that a suspended worker takes nothing."""
+
+    @property
+    def should_run_maintenance_tasks(self) -> bool:
+        """Never: RQ would fail jobs that it believes to be lost. Coordinators hand them out again."""
+        return False
+
+    def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:
+        """The next jobs, as soon as slots are free; None when the worker is to stop."""
+        while not self._stop_requested:
+            try:
+                self.heartbeat()
+                self._process.hand_back_waiting(WAIT_FOR_SLOT_SECONDS, "it waited for a slot")
+                room = self._process.claims.wait_for_room(LOOK_SECONDS)
+                if self._process.sender.is_full:
+                    time.sleep(OUTAGE_PAUSE_SECONDS)
+                elif room > 0:
+                    jobs = self._process.link.claim(room)
+                    if jobs:
+                        return jobs, None
+                    self._process.link.wait(LOOK_SECONDS)
+            except (RedisError, OSError) as error:
+                log.warning("Redis does not answer; trying again", error=str(error))
+                time.sleep(OUTAGE_PAUSE_SECONDS)
+        return None
+
+    def execute_job(self, job: Any, queue: Any) -> None:
+        """Hand the jobs to the executor."""
+        self._process.start(job)
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        """Once a second: tell RQ's registry how this worker is; after it has forgotten, register anew."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_SECONDS
+        known, suspended = self.connection.exists(self.key), self.connection.exists(WORKERS_SUSPENDED)
+        if not known:
+            self.register_birth()
+            self._shown = ""
+        state = WorkerStatus.SUSPENDED if suspended else WorkerStatus.BUSY if len(self._process.claims) else WorkerStatus.IDLE
+        if state != self._shown:
+            self.set_state(state)
+            self._shown = state
+        super().heartbeat(RQ_WORKER_TTL_SECONDS)
+
+    def register_birth(self) -> None:
+        """Appear on RQ's lists. The name is this process's alone: what stands there under it is from before an outage."""
+        self.connection.delete(self.key)
+        super().register_birth()  # type: ignore[no-untyped-call]
+
+    def teardown(self) -> None:
+        """Finish first; then RQ takes the worker off its lists."""
+        if self._stop_requested:
+            self._process.drain()
+        super().teardown()  # type: ignore[no-untyped-call]
