@@ -1,0 +1,85 @@
+"""Graphs for the tests of real processes: `flows.py:chain` and so on. What nodes do shows in the files that inputs name."""
+
+from __future__ import annotations
+
+import operator
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+from lockstep import END, START, Context, Graph, Send
+
+
+class State(TypedDict, total=False):
+    steps: int
+    width: int
+    delay_ms: float
+    ledger: str
+    gate: str
+    n: int
+    seen: Annotated[list[int], operator.add]
+
+
+def note(ledger: str | None, line: str) -> None:
+    """Append a line to the ledger; one write of less than a page, so lines of several processes don't mix."""
+    if ledger:
+        with open(ledger, "a") as file:
+            file.write(line + "\n")
+
+
+def wait_for_gate(gate: str | None) -> None:
+    """Wait until the file exists."""
+    while gate and not Path(gate).exists():
+        time.sleep(0.02)
+
+
+chain = Graph(State, name="chain")
+
+
+@chain.node
+def bump(state: State, ctx: Context) -> dict[str, Any]:
+    note(state.get("ledger"), f"{ctx.run_id} {ctx.path} {ctx.delivery} {os.getpid()}")
+    time.sleep(ctx.rng.random() * state.get("delay_ms", 0.0) / 1000)
+    wait_for_gate(state.get("gate"))
+    return {"n": state.get("n", 0) + 1, "seen": [state.get("n", 0)]}
+
+
+chain.add_edge(START, "bump")
+chain.add_conditional_edges("bump", lambda state: END if state["n"] >= state["steps"] else "bump", ["bump", END])
+
+fan = Graph(State, name="fan")
+
+
+@fan.node
+def scatter(state: State) -> dict[str, Any]:
+    return {"n": state["width"]}
+
+
+@fan.node
+def leaf(sent: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    note(sent["ledger"], f"{ctx.run_id} {ctx.path} {ctx.delivery} {os.getpid()}")
+    wait_for_gate(sent["gate"])
+    # Not ctx.rng: the order in which leaves finish shall differ from one run to the next.
+    time.sleep(os.urandom(1)[0] / 255 * sent["delay_ms"] / 1000)
+    return {"seen": [sent["n"]]}
+
+
+@fan.node
+def join(state: State) -> dict[str, Any]:
+    return {"n": sum(state["seen"])}
+
+
+def leaves(state: State) -> list[Send]:
+    """One for each number below the width."""
+    shared = {"delay_ms": state.get("delay_ms", 0.0), "ledger": state.get("ledger", ""), "gate": state.get("gate", "")}
+    return [Send("leaf", {"n": n, **shared}) for n in range(state["width"])]
+
+
+fan.add_edge(START, "scatter")
+fan.add_conditional_edges("scatter", leaves, ["leaf"])
+fan.add_edge("leaf", "join")
+
+unknown = Graph(State, name="unknown")
+unknown.add_node("bump", bump)
+unknown.add_edge(START, "bump")

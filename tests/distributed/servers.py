@@ -1,0 +1,113 @@
+"""Servers of the tests' own: they may be stopped, flushed and killed without hurting anybody else's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import psycopg
+import redis
+
+START_SECONDS = 30.0
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class RedisServer:
+    """A Redis that keeps nothing on disk, so that stopping it is losing everything."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        program = shutil.which("redis-server")
+        assert program, "redis-server is needed: on Debian and Ubuntu, apt-get install redis-server"
+        arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self._process = subprocess.Popen([program, *arguments], stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + START_SECONDS
+        with redis.Redis.from_url(self.url) as client:
+            while True:
+                try:
+                    client.ping()
+                    return
+                except redis.exceptions.RedisError:
+                    assert time.monotonic() < deadline, "redis-server does not start"
+                    time.sleep(0.02)
+
+    def stop(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+
+class PostgresServer:
+    """A PostgreSQL of its own; `root` may not run one, so it runs as `postgres` then."""
+
+    def __init__(self) -> None:
+        self._bin = _postgres_programs()
+        self._data = tempfile.mkdtemp(prefix="lockstep-pg-")
+        self._prefix: list[str] = []
+        if os.geteuid() == 0:
+            shutil.chown(self._data, "postgres")
+            self._prefix = ["runuser", "-u", "postgres", "--"]
+        self._call("initdb", "-A", "trust", "-U", "postgres", "-D", self._data)
+        self.port = free_port()
+        self.url = f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/postgres"
+        self.start()
+
+    def _call(self, program: str, *arguments: str) -> None:
+        # Not captured: what pg_ctl starts would hold the pipe open.
+        subprocess.run(
+            [*self._prefix, str(self._bin / program), *arguments],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+        )
+
+    def start(self) -> None:
+        options = f"-h 127.0.0.1 -p {self.port} -k {self._data}"
+        self._call("pg_ctl", "-D", self._data, "-o", options, "-l", f"{self._data}/log", "-w", "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        self._call("pg_ctl", "-D", self._data, "-m", mode, "-w", "stop")
+
+    def close(self) -> None:
+        try:
+            self.stop()
+        finally:
+            shutil.rmtree(self._data)
+
+
+def _postgres_programs() -> Path:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    program = str(found[-1]) if found else shutil.which("initdb")
+    assert program, "PostgreSQL's own programs are needed: on Debian and Ubuntu, apt-get install postgresql"
+    return Path(program).parent
+
+
+class Database:
+    """A database of the test's own on a server that runs anyway."""
+
+    def __init__(self, server: str, name: str) -> None:
+        self._server, self._name = server, name
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        self.url = server.replace("postgresql://", "postgresql+psycopg://").rpartition("/")[0] + f"/{name}"
+
+    def drop(self) -> None:
+        with psycopg.connect(self._server, autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {self._name} WITH (FORCE)")
