@@ -1,11 +1,12 @@
 """The coordinator process: one incarnation after another, each with a lease of its own.
 
-Whatever goes wrong outside (a database that restarts, a Redis that is away, a lease that was lost), the incarnation ends and the
-next one starts from what is stored: there is one way back, and it is the one that is taken after a crash.
+Whatever goes wrong outside (a database that restarts, a Redis that is away, a lease that was lost), the incarnation ends, and
+the next one starts from what is stored: there is one way back, and it is the one that is taken after a crash.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -52,9 +53,14 @@ class CoordinatorProcess:
     def stop(self) -> None:
         """Make `run` return after its turn: the lease is given back, and others take over at once."""
         self._stopping.set()
+        self._stop_current()
+
+    def _stop_current(self) -> None:
         coordinator = self._coordinator
         if coordinator is not None:
-            coordinator.stop()
+            # It may be closing its broker right now; and without being woken, it looks within a sweep.
+            with contextlib.suppress(BrokerUnavailableError):
+                coordinator.stop()
 
     def run(self) -> None:
         """Incarnation after incarnation. Only an error of our own making ends it, besides `stop`."""
@@ -93,9 +99,7 @@ class CoordinatorProcess:
 
     def _lose_lease(self) -> None:
         log.warning("the lease was taken away, most likely because this process was suspended; a new one is taken")
-        coordinator = self._coordinator
-        if coordinator is not None:
-            coordinator.stop()
+        self._stop_current()
 
     @property
     def in_flight(self) -> int:

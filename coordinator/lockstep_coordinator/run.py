@@ -41,8 +41,9 @@ from lockstep.wire import EmittedEvent, decode_outcome
 SNAPSHOT_MIN_BYTES = 16 * 1024
 """Below this many bytes of patches since the last snapshot, no new one is taken, however small the state."""
 
-HAND_BACK_PAUSE_SECONDS = 1.0
-"""How long a task rests that a worker did not want."""
+FIRST_RETURN_PAUSE_SECONDS = 0.05
+MAX_RETURN_PAUSE_SECONDS = 5.0
+"""How long a task rests that a worker did not want: short at first, for another worker may; each time twice as long."""
 
 MAX_REDELIVERIES = 5
 """How often a task may get lost before its run fails."""
@@ -86,6 +87,7 @@ class ActiveRun:
         self._pausing: set[bytes] = set()
         self._deliveries: dict[bytes, int] = {}
         self._losses: dict[bytes, int] = {}
+        self._returns: dict[bytes, int] = {}
         self._dead: dict[bytes, tuple[LockstepError, BaseException | None]] = {}
         self._fatal: LockstepError | None = None
         self._journal: list[JournalRow] = []
@@ -125,7 +127,7 @@ class ActiveRun:
             self.ready.setdefault(self.graph.nodes[item.node_id].queue, deque()).append(item)
         self.refused.clear()
         self._outcomes, self._events, self._failures, self._budget_used = {}, {}, {}, {}
-        self._deliveries, self._losses = {}, {}
+        self._deliveries, self._losses, self._returns = {}, {}, {}
 
     def task_for(self, item: WorkItem) -> Task:
         """The task that hands out an item."""
@@ -211,7 +213,8 @@ class ActiveRun:
             return Verdict.DROPPED
         del self.in_flight[task.path]
         self._pausing.add(task.path)
-        return Retry(item, HAND_BACK_PAUSE_SECONDS)
+        returns = self._returns[task.path] = self._returns.get(task.path, 0) + 1
+        return Retry(item, min(FIRST_RETURN_PAUSE_SECONDS * 2 ** min(returns - 1, 10), MAX_RETURN_PAUSE_SECONDS))
 
     def lose(self, task: Outstanding) -> Retry | Verdict:
         """The task is nowhere any more: its worker died, or Redis forgot it. This costs no attempt, but has a bound."""

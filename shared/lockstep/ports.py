@@ -58,6 +58,9 @@ class Reader(Protocol):
     def loaded_graphs(self) -> dict[str, str]:
         """The graphs that coordinators have loaded: the hash of the version loaded last, by name."""
 
+    def holder_of(self, partition_id: str) -> str | None:
+        """Who has the right to write a partition's runs; None: nobody."""
+
     def partition_of(self, shard: int) -> str | None:
         """The partition that the runs of a shard belong to; None: no coordinator has made partitions yet."""
 

@@ -119,6 +119,13 @@ class WorkerProcess:
         for handed_back in self.claims.give_up_waiting(after_seconds, reason):
             self._answer(handed_back)
 
+    def queue_depths(self) -> dict[str, int] | None:
+        """How many tasks each of this worker's queues holds; None: Redis does not answer."""
+        try:
+            return self.link.depths()
+        except (RedisError, OSError):
+            return None
+
     def drain(self) -> None:
         """Take nothing more: hand back what waits, finish what runs, or hand that back too when it takes too long."""
         self.hand_back_waiting(0.0, "the worker is stopping")

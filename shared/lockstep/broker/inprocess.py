@@ -76,6 +76,9 @@ class InProcessBroker:
     def lost(self) -> list[Outstanding]:
         return []  # Nothing gets lost within a process that lives.
 
+    def close(self) -> None:
+        """Nothing: there are no connections."""
+
     def forget(self, run_id: str) -> None:
         """Nothing: tasks are not followed."""
 

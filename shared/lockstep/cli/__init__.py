@@ -13,11 +13,13 @@ from lockstep.cli.errors import reports_errors
 
 COMMANDS = {
     "run": "lockstep.cli.run",
+    "dev": "lockstep.cli.dev",
     "coordinator": "lockstep.cli.coordinator",
     "worker": "lockstep.cli.worker",
     "submit": "lockstep.cli.submit",
     "runs": "lockstep.cli.inspect",
     "show": "lockstep.cli.inspect",
+    "explain": "lockstep.cli.explain",
     "resume": "lockstep.cli.run",
     "retry": "lockstep.cli.run",
     "cancel": "lockstep.cli.submit",

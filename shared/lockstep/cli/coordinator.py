@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable
 from contextlib import closing
 
 import click
@@ -12,6 +9,7 @@ import click
 from lockstep.broker.redis import RedisBroker
 from lockstep.cli.load import load_graphs
 from lockstep.cli.options import graphs_option, redis_option, store_option
+from lockstep.cli.serving import run_until_signalled
 from lockstep.config import DEFAULT_REDIS_URL, read_settings
 from lockstep.errors import BrokerUnavailableError, ConfigurationError
 from lockstep.graph import CompiledGraph
@@ -60,27 +58,3 @@ def _reading(process: CoordinatorProcess, broker: RedisBroker, graphs: dict[str,
     return Reading(
         queue_depths=depths, inflight_nodes=process.in_flight, backpressure_events=process.counts.backpressure_events
     )
-
-
-def run_until_signalled(run: Callable[[], None], stop: Callable[[], None]) -> None:
-    """Run in a thread until it ends; SIGTERM and SIGINT make it stop. Handlers do next to nothing: they may come anywhere."""
-    signalled = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: signalled.set())
-    failure: list[BaseException] = []
-
-    def guarded() -> None:
-        try:
-            run()
-        except BaseException as error:
-            failure.append(error)
-        finally:
-            signalled.set()
-
-    thread = threading.Thread(target=guarded, name="lockstep-coordinator", daemon=True)
-    thread.start()
-    signalled.wait()
-    stop()
-    thread.join()
-    if failure:
-        raise failure[0]

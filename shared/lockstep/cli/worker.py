@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-from redis.exceptions import RedisError
 
 from lockstep.cli.load import load_graphs
 from lockstep.cli.options import graphs_option, redis_option
@@ -45,11 +44,8 @@ def worker(graphs: tuple[str, ...], redis: str | None, queues: tuple[str, ...], 
     )
 
     def read() -> Reading:
-        try:
-            depths = process.link.depths()
-        except (RedisError, OSError):
-            depths = None
-        return Reading(queue_depths=depths, inflight_nodes=process.executor.running, backpressure_events=0)
+        running = process.executor.running
+        return Reading(queue_depths=process.queue_depths(), inflight_nodes=running, backpressure_events=0)
 
     port = METRICS_PORT if settings.metrics_port is None else settings.metrics_port
     with MetricsServer(port, read):

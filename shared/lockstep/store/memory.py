@@ -113,6 +113,11 @@ class MemoryStore:
         with self._lock:
             return dict(self._graphs)
 
+    def holder_of(self, partition_id: str) -> str | None:
+        with self._lock:
+            lease = self._leases.get(self._owners.get(partition_id, ""))
+            return lease.holder if lease is not None else None
+
     def partition_of(self, shard: int) -> str | None:
         with self._lock:
             ranges = {name: bounds for name, bounds in partition_ranges().items() if name in self._owners}

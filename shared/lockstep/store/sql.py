@@ -162,6 +162,13 @@ class SqlStore:
         with self._reading() as connection:
             return self._loaded_graphs(connection)
 
+    def holder_of(self, partition_id: str) -> str | None:
+        p, held = schema.partitions.c, schema.leases.c
+        query = sa.select(held.holder).join(schema.partitions, p.lease_id == held.lease_id)
+        with self._reading() as connection:
+            holder: str | None = connection.execute(query.where(p.partition_id == partition_id)).scalar()
+            return holder
+
     def partition_of(self, shard: int) -> str | None:
         p = schema.partitions.c
         with self._reading() as connection:

@@ -1,0 +1,52 @@
+"""`dev`: a coordinator and workers in one process, without Redis, for submitting to from other terminals."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import click
+
+from lockstep.broker.inprocess import InProcessBroker
+from lockstep.cli.load import load_graphs
+from lockstep.cli.options import store_option
+from lockstep.cli.serving import run_until_signalled
+from lockstep.config import masked, read_settings
+from lockstep.errors import ConfigurationError
+from lockstep.options import DEFAULTS
+from lockstep.store import open_store
+from lockstep.telemetry.metrics import MetricsServer, Reading
+from lockstep_coordinator.process import CoordinatorProcess
+from lockstep_worker.executor import Executor
+
+
+@click.command()
+@click.argument("graphs", nargs=-1, metavar="MODULE:GRAPH...")
+@click.option(
+    "--concurrency", default=DEFAULTS.slots, show_default=True, type=click.IntRange(min=1), help="Nodes that run at a time."
+)
+@store_option
+def dev(graphs: tuple[str, ...], concurrency: int, store: str | None) -> None:
+    """Serve graphs from this one process: coordinator, workers and SQLite, no Redis. Submit from another terminal."""
+    settings = read_settings(store=store, graphs=graphs)
+    if settings.store_url == "memory://":
+        raise ConfigurationError("memory:// is one process's own; use sqlite:///path", option="store")
+    loaded = {graph.hash: graph for graph in load_graphs(settings.graphs)}
+    broker = InProcessBroker(DEFAULTS.queue_depth)
+    executor = Executor(loaded, concurrency, "dev", broker.take, broker.deliver)
+    broker.connect(executor.pump, executor.cancel)
+    with closing(open_store(settings.store_url)) as opened, closing(executor):
+        process = CoordinatorProcess(opened, lambda: broker, loaded)
+
+        def read() -> Reading:
+            queues = {node.queue for graph in loaded.values() for node in graph.nodes.values()}
+            return Reading(
+                queue_depths={queue: broker.depth(queue) for queue in sorted(queues)},
+                inflight_nodes=process.in_flight,
+                backpressure_events=process.counts.backpressure_events,
+            )
+
+        names = ", ".join(sorted(graph.name for graph in loaded.values()))
+        url = masked(settings.store_url)
+        click.echo(f"serving {names} from {url}; in another terminal: lockstep submit NAME --wait --store {url}", err=True)
+        with MetricsServer(settings.metrics_port or 0, read):
+            run_until_signalled(process.run, process.stop)

@@ -1,0 +1,125 @@
+"""Why a run is where it is: what each of its due items waits for, and what somebody can do about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from lockstep.broker.inspection import Whereabouts
+from lockstep.core.frontier import decode_frontier
+from lockstep.core.lifecycle import FINISHED, RunStatus
+from lockstep.core.records import WorkItem
+from lockstep.ports import Reader
+from lockstep.records import JournalRow, RunRow
+
+
+class ItemExplanation(msgspec.Struct, frozen=True, kw_only=True):
+    """One due item. `state`: done, queued, claimed, or owner (it waits for the run's owner); `failures` so far."""
+
+    node_id: str
+    path: str
+    order_key: str
+    state: str
+    where: str | None
+    failures: int
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a run stands: its owner, the items of the step under way, and what keeps it from moving, each with the remedy."""
+
+    run_id: str
+    graph: str
+    graph_hash: str
+    status: str
+    step_id: int
+    owner: str | None
+    items: Sequence[ItemExplanation]
+    findings: Sequence[str]
+
+
+def explain(reader: Reader, row: RunRow, seen: Whereabouts | None) -> Explanation:
+    """Explain a run from what is stored and, where Redis was looked at, from what was `seen` there."""
+    owner = reader.holder_of(row.partition_id)
+    items = [] if row.status in FINISHED or row.step_id < 0 else _items(reader, row, seen)
+    return Explanation(
+        run_id=row.run_id,
+        graph=row.graph,
+        graph_hash=row.graph_hash,
+        status=row.status.value,
+        step_id=row.step_id,
+        owner=owner,
+        items=items,
+        findings=_findings(row, owner, items, seen),
+    )
+
+
+def _items(reader: Reader, row: RunRow, seen: Whereabouts | None) -> list[ItemExplanation]:
+    [step] = reader.steps(row.run_id, row.step_id, row.step_id)
+    due = decode_frontier(step.frontier, row.step_id).items
+    journal: dict[bytes, list[JournalRow]] = {}
+    for entry in reader.journal(row.run_id, [item.path for item in due]):
+        journal.setdefault(entry.path, []).append(entry)
+    return [_item(row, item, journal.get(item.path, []), seen) for item in due]
+
+
+def _item(row: RunRow, item: WorkItem, journal: Sequence[JournalRow], seen: Whereabouts | None) -> ItemExplanation:
+    key = (row.run_id, item.path.hex())
+    state, where = "owner", None
+    if any(entry.kind == "done" for entry in journal):
+        state = "done"
+    elif seen is not None and key in seen.claimed:
+        state, where = "claimed", seen.claimed[key]
+    elif seen is not None and key in seen.queued:
+        state, where = "queued", seen.queued[key]
+    return ItemExplanation(
+        node_id=item.node_id,
+        path=item.path.hex(),
+        order_key=item.order_key.hex(),
+        state=state,
+        where=where,
+        failures=sum(entry.kind == "failed" for entry in journal),
+    )
+
+
+def _findings(row: RunRow, owner: str | None, items: Sequence[ItemExplanation], seen: Whereabouts | None) -> list[str]:
+    if row.status is RunStatus.SUCCEEDED:
+        return []
+    if row.status in FINISHED:
+        error: dict[str, Any] = json.loads(row.error or b"{}")
+        again = f"; after a fix: lockstep retry {row.run_id}" if row.status is RunStatus.FAILED else ""
+        return [f"it ended with {error.get('type')}: {error.get('message')}{again}"]
+    findings = []
+    if owner is None:
+        findings.append(f"nobody owns its partition {row.partition_id}: start `lockstep coordinator`")
+    elif row.status is RunStatus.PENDING:
+        findings.append(
+            f"its owner {owner} has not begun it; if that lasts, it needs version {row.graph_hash[:12]} of graph {row.graph!r}"
+        )
+    if seen is None:
+        if items:
+            findings.append("what is queued or running is in Redis: give --redis to see it")
+    elif any(item.state in ("queued", "owner") for item in items):
+        findings += _findings_of_workers(row, items, seen)
+    return findings
+
+
+def _findings_of_workers(row: RunRow, items: Sequence[ItemExplanation], seen: Whereabouts) -> list[str]:
+    if seen.suspended:
+        return ["workers are suspended: `rq resume`"]
+    findings = []
+    for queue in sorted({item.where for item in items if item.state == "queued" and item.where is not None}):
+        serving = [worker for worker in seen.workers if queue in worker.queues]
+        if not serving:
+            findings.append(f"no worker serves queue {queue!r}: start `lockstep worker --queue {queue}`")
+    if not seen.workers:
+        findings.append("no worker is alive: start `lockstep worker`")
+    elif not any(row.graph_hash in worker.graphs for worker in seen.workers):
+        names = ", ".join(worker.name for worker in seen.workers)
+        findings.append(
+            f"no worker has loaded version {row.graph_hash[:12]} of graph {row.graph!r}; {names} refuse its tasks, "
+            f"which costs no attempt: start `lockstep worker --graphs` with it"
+        )
+    return findings
