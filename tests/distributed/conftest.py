@@ -9,15 +9,19 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import redis
+from sqlalchemy import func, select, update
 from tests.distributed.servers import Database, RedisServer
 
-from lockstep import Client
+from lockstep import Client, Engine, Run
 from lockstep.broker.names import Names
+from lockstep.cli.load import load_graph
+from lockstep.store import schema
 
 PATIENCE_SECONDS = 60.0
 """After this long a wait has failed. What passes never waits for it."""
@@ -26,6 +30,58 @@ FLOWS = Path(__file__).parent / "flows.py"
 AUDIT = Path(__file__).parents[2] / "docs" / "examples" / "audit.py"
 POSTGRES = os.environ.get("LOCKSTEP_TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/postgres")
 GRAPHS = (f"{FLOWS}:chain", f"{FLOWS}:fan", f"{AUDIT}:graph")
+
+Process = subprocess.Popen[bytes]
+Figure = Callable[[str, object], None]
+
+
+class Start(NamedTuple):
+    """A line of a ledger: a node has started."""
+
+    run_id: str
+    path: str
+    delivery: int
+    pid: int
+
+
+class Ledger:
+    """The file in which the nodes of a test's runs note their starts, whichever process they are in."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def starts(self) -> list[Start]:
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        return [Start(run_id, path, int(delivery), int(pid)) for run_id, path, delivery, pid in map(str.split, lines)]
+
+    def deliveries(self) -> list[int]:
+        return [start.delivery for start in self.starts()]
+
+    def __len__(self) -> int:
+        return len(self.starts())
+
+
+def embedded_hash(name: str, value: dict[str, Any]) -> bytes | None:
+    """What a run of the flow must give. Its nodes note their starts in the ledger, so ask when that is read."""
+    with Engine(load_graph(f"{FLOWS}:{name}")) as engine:
+        run = engine.submit(value)
+        run.result(PATIENCE_SECONDS)
+        return run.row().state_hash
+
+
+def assert_as_embedded(runs: dict[Run, tuple[str, dict[str, Any]]]) -> None:
+    """All runs end, and have the hashes of embedded runs of the same flow and input."""
+    for run in runs:
+        run.result(2 * PATIENCE_SECONDS)
+    known: dict[str, bytes | None] = {}
+    for run, (name, value) in runs.items():
+        key = f"{name} {value}"
+        if key not in known:
+            known[key] = embedded_hash(name, value)
+        assert run.row().state_hash == known[key]
 
 
 class Cluster:
@@ -37,54 +93,114 @@ class Cluster:
         self.names = Names(self.namespace)
         self.redis = redis.Redis.from_url(redis_url)
         self.client = Client(store_url, redis_url=redis_url, namespace=self.namespace)
-        self.coordinators: list[subprocess.Popen[bytes]] = []
-        self.workers: list[subprocess.Popen[bytes]] = []
+        self.coordinators: list[Process] = []
+        self.workers: list[Process] = []
+        self.deaths = {0, -signal.SIGKILL}
+        """How a process may end before the test does."""
 
     def environment(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("LOCKSTEP_")}
         return {**kept, "LOCKSTEP_NAMESPACE": self.namespace, "LOCKSTEP_METRICS_PORT": "0"}
 
-    def spawn(self, *arguments: str, graphs: tuple[str, ...] = GRAPHS) -> subprocess.Popen[bytes]:
+    def spawn(
+        self, *arguments: str, graphs: tuple[str, ...] = GRAPHS, redis_url: str | None = None, **environment: str
+    ) -> Process:
         """A `lockstep` process; what it says is in the folder, for when a test fails."""
         role, *others = arguments
         log = (self.folder / f"{role}-{len(self.coordinators) + len(self.workers)}.log").open("wb")
         flags = [flag for graph in graphs for flag in ("--graphs", graph)]
         with log:
             return subprocess.Popen(
-                [*COMMAND, role, "--redis", self.redis_url, *flags, *others], env=self.environment(), stdout=log, stderr=log
+                [*COMMAND, role, "--redis", redis_url or self.redis_url, *flags, *others],
+                env={**self.environment(), **environment},
+                stdout=log,
+                stderr=log,
             )
 
-    def coordinator(self, *arguments: str, graphs: tuple[str, ...] = GRAPHS) -> subprocess.Popen[bytes]:
+    def coordinator(self, *arguments: str, graphs: tuple[str, ...] = GRAPHS, **environment: str) -> Process:
         """Start one, and wait until it takes part."""
         leases = self.leases()
-        process = self.spawn("coordinator", "--store", self.store_url, *arguments, graphs=graphs)
+        process = self.spawn("coordinator", "--store", self.store_url, *arguments, graphs=graphs, **environment)
         self.coordinators.append(process)
         self.until(lambda: len(self.leases() - leases) == 1, "the coordinator takes part")
         return process
 
-    def worker(self, *arguments: str, graphs: tuple[str, ...] = GRAPHS) -> subprocess.Popen[bytes]:
+    def worker(
+        self, *arguments: str, graphs: tuple[str, ...] = GRAPHS, redis_url: str | None = None, **environment: str
+    ) -> Process:
         """Start one, and wait until it beats."""
-        beating = self.redis.zcard(self.names.beats)
-        process = self.spawn("worker", *arguments, graphs=graphs)
+        process = self.spawn("worker", *arguments, graphs=graphs, redis_url=redis_url, **environment)
         self.workers.append(process)
-        self.until(lambda: self.redis.zcard(self.names.beats) > beating, "the worker beats")
+        self.until(lambda: self.worker_name(process), "the worker beats")
         return process
+
+    def worker_name(self, process: Process) -> str | None:
+        """What a worker's process is called in Redis; None: it is not there."""
+        members: Any = self.redis.zrange(self.names.beats, 0, -1)
+        names = [member.decode() for member in members]
+        return next((name for name in names if name.split("-")[-2] == str(process.pid)), None)
+
+    def claimed(self, process: Process) -> int:
+        """How many jobs Redis believes a worker to hold."""
+        held: Any = self.redis.hlen(self.names.claims(self.worker_name(process) or ""))
+        return int(held)
+
+    def queued(self, queue: str = "default") -> int:
+        """How many tasks wait in a queue."""
+        ids: Any = self.redis.lrange(self.names.queue(queue), 0, -1)
+        return sum(int(job_id.rpartition(b"-")[2]) for job_id in ids)
+
+    def reading(self) -> AbstractContextManager[Any]:
+        """A connection to the database."""
+        return self.client._store._reading()  # type: ignore[attr-defined,no-any-return]
 
     def leases(self) -> set[str]:
         """The coordinators that own partitions."""
-        from sqlalchemy import select
+        owner = schema.partitions.c.lease_id
+        with self.reading() as connection:
+            return set(connection.execute(select(owner).where(owner.is_not(None))).scalars())
 
-        from lockstep.store.schema import partitions
+    def lease_of(self, coordinator: Process) -> str | None:
+        """The lease that a process has, by what its holder says."""
+        with self.reading() as connection:
+            rows = connection.execute(select(schema.leases.c.lease_id, schema.leases.c.holder)).all()
+        return next((row.lease_id for row in rows if row.holder.split(":")[-2] == str(coordinator.pid)), None)
 
-        with self.client._store._reading() as connection:  # type: ignore[attr-defined]
-            return set(connection.execute(select(partitions.c.lease_id).where(partitions.c.lease_id.is_not(None))).scalars())
+    def owner_of(self, run: Run) -> Process | None:
+        """The coordinator that moves a run."""
+        partition = schema.partitions.c
+        with self.reading() as connection:
+            query = select(partition.lease_id).where(partition.partition_id == run.row().partition_id)
+            lease = connection.execute(query).scalar()
+        return next((process for process in self.coordinators if lease and self.lease_of(process) == lease), None)
+
+    def move_to_another_host(self, coordinator: Process) -> None:
+        """Make a coordinator look, to the others, as if it ran elsewhere: only the end of its lease tells them that it died."""
+        lease = schema.leases.c
+        with self.reading() as connection:
+            known = connection.execute(select(lease.holder).where(lease.lease_id == self.lease_of(coordinator))).scalar_one()
+            elsewhere = f"elsewhere:{known.split(':', 1)[1]}"
+            connection.execute(update(schema.leases).where(lease.holder == known).values(holder=elsewhere))
+
+    def commits(self) -> int:
+        """How many steps are stored."""
+        with self.reading() as connection:
+            steps: int = connection.execute(select(func.count()).select_from(schema.steps)).scalar_one()
+            return steps
+
+    def journalled(self, run: Run) -> set[str]:
+        """The paths of the run's items whose results are stored."""
+        row = schema.journal.c
+        with self.reading() as connection:
+            done = connection.execute(select(row.path).where(row.run_id == run.run_id, row.kind == "done")).scalars()
+            return {path.hex() for path in done}
 
     def until(self, condition: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> None:
         """Wait for something that happens in other processes."""
         deadline = time.monotonic() + seconds
         while not condition():
             for process in (*self.coordinators, *self.workers):
-                assert process.poll() is None or process.returncode in (0, -signal.SIGKILL), self.said()
+                assert process.poll() is None or process.returncode in self.deaths, self.said()
             assert time.monotonic() < deadline, f"never: {what}\n{self.said()}"
             time.sleep(0.01)
 
@@ -107,6 +223,8 @@ class Cluster:
         alive = [process for process in (*self.workers, *self.coordinators) if process.poll() is None]
         try:
             for process in alive:
+                process.send_signal(signal.SIGCONT)
+            for process in alive:
                 process.send_signal(signal.SIGTERM)
             for process in alive:
                 assert process.wait(PATIENCE_SECONDS) == 0, self.said()
@@ -116,6 +234,29 @@ class Cluster:
                 process.wait()
             self.client.close()
             self.redis.close()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger")
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """Nodes wait until this file exists."""
+    return tmp_path / "gate"
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Figure:
+    """Notes something measured, and shows it under `-s`. Nothing is asserted of it: machines differ."""
+
+    def note(name: str, value: object) -> None:
+        shown = f"{value:.2f}" if isinstance(value, float) else value
+        record_property(name, shown)
+        sys.stdout.write(f"\n    {name}: {shown}\n")
+
+    return note
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import operator
 import os
 import time
@@ -17,6 +18,9 @@ class State(TypedDict, total=False):
     delay_ms: float
     ledger: str
     gate: str
+    gated_from: int
+    dying: int
+    hold_ms: int
     n: int
     seen: Annotated[list[int], operator.add]
 
@@ -33,6 +37,9 @@ def wait_for_gate(gate: str | None) -> None:
     while gate and not Path(gate).exists():
         time.sleep(0.02)
 
+
+DEATH = 77
+"""The exit code of a worker whose node has ended it."""
 
 chain = Graph(State, name="chain")
 
@@ -59,7 +66,10 @@ def scatter(state: State) -> dict[str, Any]:
 @fan.node
 def leaf(sent: dict[str, Any], ctx: Context) -> dict[str, Any]:
     note(sent["ledger"], f"{ctx.run_id} {ctx.path} {ctx.delivery} {os.getpid()}")
-    wait_for_gate(sent["gate"])
+    if sent["n"] >= sent["gated_from"]:
+        wait_for_gate(sent["gate"])
+    if sent["n"] == sent["dying"]:
+        os._exit(DEATH)
     # Not ctx.rng: the order in which leaves finish shall differ from one run to the next.
     time.sleep(os.urandom(1)[0] / 255 * sent["delay_ms"] / 1000)
     return {"seen": [sent["n"]]}
@@ -71,8 +81,14 @@ def join(state: State) -> dict[str, Any]:
 
 
 def leaves(state: State) -> list[Send]:
-    """One for each number below the width."""
-    shared = {"delay_ms": state.get("delay_ms", 0.0), "ledger": state.get("ledger", ""), "gate": state.get("gate", "")}
+    """One for each number below the width. Those from `gated_from` on wait for the gate; `dying` ends its worker."""
+    shared = {
+        "delay_ms": state.get("delay_ms", 0.0),
+        "ledger": state.get("ledger", ""),
+        "gate": state.get("gate", ""),
+        "gated_from": state.get("gated_from", 0),
+        "dying": state.get("dying", -1),
+    }
     return [Send("leaf", {"n": n, **shared}) for n in range(state["width"])]
 
 
@@ -83,3 +99,16 @@ fan.add_edge("leaf", "join")
 unknown = Graph(State, name="unknown")
 unknown.add_node("bump", bump)
 unknown.add_edge(START, "bump")
+
+holding = Graph(State, name="holding")
+
+
+@holding.node
+def hold(state: State, ctx: Context) -> dict[str, Any]:
+    """Holds the interpreter's lock: no other thread of the worker runs meanwhile."""
+    note(state.get("ledger"), f"{ctx.run_id} {ctx.path} {ctx.delivery} {os.getpid()}")
+    ctypes.PyDLL(None).usleep(state["hold_ms"] * 1000)
+    return {"n": 1}
+
+
+holding.add_edge(START, "hold")

@@ -154,12 +154,16 @@ def test_the_options_page_names_the_function_of_each_option() -> None:
     assert {row["option"]: row["function"] for row in rows if row["function"]} == signatures
 
 
+NEED_SERVERS = {"docs/distributed.md"}
+"""Pages whose examples are executed by tests/distributed/test_docs.py."""
+
+
 def examples() -> dict[str, list[str]]:
-    """The Python blocks of each page that has any."""
+    """The Python blocks of each page that has any and needs no servers."""
     files = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
     pages = {page.relative_to(DOCS.parent).as_posix(): page.read_text() for page in files}
     blocks = {page: re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL) for page, text in pages.items()}
-    return {page: found for page, found in blocks.items() if found}
+    return {page: found for page, found in blocks.items() if found and page not in NEED_SERVERS}
 
 
 @pytest.mark.parametrize(("page", "blocks"), examples().items(), ids=examples())

@@ -13,7 +13,7 @@ from lockstep.errors import ERRORS
 PUBLIC = {
     *("Graph", "StateGraph", "START", "END", "Send", "Command", "Overwrite", "Context", "add_messages"),
     *("RetryPolicy", "ConflictPolicy"),
-    *("Engine", "Run", "StreamEvent", "StepRecord", "TaskRecord"),
+    *("Engine", "Client", "Run", "StreamEvent", "StepRecord", "TaskRecord"),
     *("Options", "with_max_concurrent", "with_queue_depth", "with_default_timeout", "with_conflict_policy"),
     *ERRORS,
 }

@@ -14,6 +14,7 @@ import uuid
 from pathlib import Path
 
 import msgspec
+import redis
 from redis.exceptions import RedisError
 
 from lockstep.broker.connection import connect
@@ -47,19 +48,23 @@ def start_beating(url: str, namespace: str, info: WorkerInfo) -> subprocess.Pope
     return process
 
 
+def say_alive(client: redis.Redis, names: Names, info: WorkerInfo) -> None:
+    """One beat."""
+    keys = (names.beats, names.worker(info.name), names.claims(info.name), names.rq_worker(info.name), names.marker)
+    description = msgspec.json.encode(info)
+    arguments = (info.name, description, PRESENCE_TTL_SECONDS, uuid.uuid4().hex, rq_now(), RQ_WORKER_TTL_SECONDS)
+    client.eval(BEAT, len(keys), *keys, *arguments)
+
+
 def main() -> None:
     """Beat until stdin ends."""
     worker = os.getppid()
     beat = msgspec.json.decode(sys.stdin.buffer.readline(), type=Beat)
-    names, info = Names(beat.namespace), beat.info
-    client = connect(beat.url)
-    keys = (names.beats, names.worker(info.name), names.claims(info.name), names.rq_worker(info.name), names.marker)
-    description = msgspec.json.encode(info)
+    names, client = Names(beat.namespace), connect(beat.url)
     while True:
         if not _is_stopped(worker):
-            arguments = (info.name, description, PRESENCE_TTL_SECONDS, uuid.uuid4().hex, rq_now(), RQ_WORKER_TTL_SECONDS)
             try:
-                client.eval(BEAT, len(keys), *keys, *arguments)
+                say_alive(client, names, beat.info)
             except (RedisError, OSError):
                 client.close()  # The next beat connects anew; if none gets through, the worker counts as dead, as it should.
         readable, _, _ = select.select([sys.stdin], [], [], BEAT_SECONDS)

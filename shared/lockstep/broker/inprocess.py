@@ -28,9 +28,16 @@ class InProcessBroker:
         self._on_cancel = on_cancel
 
     def offer(self, tasks: Sequence[Task]) -> list[bool]:
-        return [self._offer(task) for task in tasks]
+        full: set[str] = set()
+        taken = []
+        for task in tasks:
+            # Once full, a queue stays so for this call, whatever is taken meanwhile: no task overtakes one that was refused.
+            taken.append(task.queue not in full and self._put(task))
+            if not taken[-1]:
+                full.add(task.queue)
+        return taken
 
-    def _offer(self, task: Task) -> bool:
+    def _put(self, task: Task) -> bool:
         with self._lock:
             if self._depths[task.queue] >= self._queue_depth:
                 return False

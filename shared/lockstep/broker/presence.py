@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import msgspec
@@ -18,6 +17,10 @@ BEATS_TO_MISS = 3
 
 PRESENCE_TTL_SECONDS = 60
 """How long the keys of a silent worker stay."""
+
+
+_CLAIM = msgspec.json.Decoder(tuple[str, msgspec.Raw])
+"""A claim as the claim script writes it: the job's queue, and what it is for."""
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +53,7 @@ class Presence(msgspec.Struct):
 
 
 def read_presence(client: redis.Redis, names: Names) -> Presence:
-    """The workers of a namespace, as two exchanges with the server find them."""
+    """The workers of a namespace, as two exchanges with the server find them. Clears away what dead ones leave behind."""
     beats: Any = client.zrange(names.beats, 0, -1, withscores=True)
     if not beats:
         return Presence()
@@ -61,24 +64,20 @@ def read_presence(client: redis.Redis, names: Names) -> Presence:
         pipe.hgetall(names.claims(name.decode()))
     (seconds, micros), *answers = pipe.execute()
     now = seconds * 1000 + micros / 1000
-    presence = Presence(workers=[], tasks={}, claimed_by={}, jobs_of_dead=set())
-    gone = []
+    presence = Presence()
     for (name, beat), info, claims in zip(beats, answers[::2], answers[1::2], strict=True):
-        if now - beat <= BEAT_SECONDS * BEATS_TO_MISS * 1000:
-            if info is not None:
-                presence.workers.append(msgspec.json.decode(info, type=WorkerInfo))
-            for job_id, value in claims.items():
-                presence.tasks[job_id.decode()] = value.partition(b" ")[2]
+        alive = now - beat <= BEAT_SECONDS * BEATS_TO_MISS * 1000
+        if alive and info is not None:
+            presence.workers.append(msgspec.json.decode(info, type=WorkerInfo))
+        for job_id, claim in claims.items():
+            queue, tasks = _CLAIM.decode(claim)
+            if alive:
+                presence.tasks[job_id.decode()] = bytes(tasks)
                 presence.claimed_by[job_id.decode()] = name.decode()
-        else:
-            presence.jobs_of_dead.update(job_id.decode() for job_id in claims)
-            if now - beat > PRESENCE_TTL_SECONDS * 1000:
-                gone.append(name)
-    if gone:
-        client.zrem(names.beats, *gone)
+            else:
+                presence.jobs_of_dead.add(job_id.decode())
+                pipe.zrem(names.running_prefix + queue, job_id)
+        if now - beat > PRESENCE_TTL_SECONDS * 1000:
+            pipe.zrem(names.beats, name)
+    pipe.execute()
     return presence
-
-
-def tasks_in(claim: bytes) -> list[tuple[str, str, int]]:
-    """The (run_id, path, delivery) of each task that a claimed job is for."""
-    return [tuple(task) for task in json.loads(claim)]

@@ -23,7 +23,7 @@ import structlog
 from lockstep.broker.connection import check_server, connect, translated
 from lockstep.broker.names import Names, rq_now
 from lockstep.broker.presence import BEAT_SECONDS, Presence, read_presence
-from lockstep.broker.scripts import ACKNOWLEDGE, ENQUEUE, MARK, RECOUNT
+from lockstep.broker.scripts import ACKNOWLEDGE, ENQUEUE, MARK, OWN, RECOUNT
 from lockstep.records import HandedBack, Message, Outstanding, Task, TaskResult, Wake
 from lockstep.wire import JOB_HEAD, JOB_TAIL, decode_results, encode_task
 
@@ -103,7 +103,7 @@ class RedisBroker:
         if partitions:
             with self._translated():
                 # Now, not with the first task: the owner before must not delete what it has read since.
-                self._redis.hset(self._names.epochs, mapping={name: str(epoch) for name, epoch in partitions.items()})
+                self._redis.eval(OWN, 1, self._names.epochs, *[value for pair in partitions.items() for value in pair])
 
     def offer(self, tasks: Sequence[Task]) -> list[bool]:
         by_queue: dict[str, list[Task]] = {}
@@ -111,13 +111,13 @@ class RedisBroker:
             by_queue.setdefault(task.queue, []).append(task)
         with self._translated():
             pipe = self._redis.pipeline(transaction=False)
-            uploads = 0
+            digests = {state: self._add_upload(pipe, state) for state in {task.state for task in tasks}}
+            uploads = len(pipe)
             for queue, some in by_queue.items():
                 encoded: list[bytes | str] = []
                 for task in some:
-                    digest, uploaded = self._reference(pipe, task)
-                    uploads += uploaded
-                    encoded += (encode_task(task, digest), _identity(task), "" if self._travels_in_batch(task) else "1")
+                    alone = "" if self._travels_in_batch(task) else "1"
+                    encoded += (encode_task(task, digests[task.state]), _identity(task), alone)
                 self._add_enqueue(pipe, queue, some, encoded)
             answers: list[list[bytes] | None] = pipe.execute()[uploads:]
         accepted: dict[str, int] = {}
@@ -168,20 +168,19 @@ class RedisBroker:
             taken += size
         return taken
 
-    def _reference(self, pipe: Any, task: Task) -> tuple[str | None, int]:
-        """The hash of a large state, and how many uploads this needed; None for a small one, which travels with its task."""
-        if len(task.state) <= STATE_INLINE_BYTES:
-            return None, 0
-        digest = hashlib.sha256(task.state).hexdigest()
+    def _add_upload(self, pipe: Any, state: bytes) -> str | None:
+        """The hash of a large state, which is uploaded if need be; None for a small one, which travels with its task."""
+        if len(state) <= STATE_INLINE_BYTES:
+            return None
+        digest = hashlib.sha256(state).hexdigest()
         now = time.monotonic()
-        if self._uploaded.get(digest, 0.0) > now:
-            return digest, 0
-        pipe.set(self._names.state(digest), task.state, ex=STATE_TTL_SECONDS)
-        self._uploaded[digest] = now + STATE_TTL_SECONDS / 2
-        self._uploaded.move_to_end(digest)
-        if len(self._uploaded) > STATES_REMEMBERED:
-            self._uploaded.popitem(last=False)
-        return digest, 1
+        if self._uploaded.get(digest, 0.0) <= now:
+            pipe.set(self._names.state(digest), state, ex=STATE_TTL_SECONDS)
+            self._uploaded[digest] = now + STATE_TTL_SECONDS / 2
+            self._uploaded.move_to_end(digest)
+            if len(self._uploaded) > STATES_REMEMBERED:
+                self._uploaded.popitem(last=False)
+        return digest
 
     def _travels_in_batch(self, task: Task) -> bool:
         """Whether a task may share a job: its node is known to be short, and it was not handed out before."""
@@ -250,8 +249,8 @@ class RedisBroker:
     def lost(self) -> list[Outstanding]:
         with self._translated():
             self._look_for_amnesia()
-            self._presence = read_presence(self._redis, self._names)
             queued = self._queued()
+            self._presence = read_presence(self._redis, self._names)
         if time.monotonic() < self._trusted_from:
             return []
         alive = queued | self._presence.jobs
@@ -275,6 +274,8 @@ class RedisBroker:
             self._trusted_from = time.monotonic() + young
             self._marker = marker.decode()
             self._uploaded.clear()
+            # A server with another clock may number new entries below those that were read before.
+            self._positions = dict.fromkeys(self._positions, b"0")
 
     def _queued(self) -> set[str]:
         """The ids of all jobs in queues, each queue's depth being counted anew."""
@@ -291,12 +292,13 @@ class RedisBroker:
             self._look_for_amnesia()
             # Rarely: only when the server has just lost its memory.
             time.sleep(max(0.0, self._trusted_from - time.monotonic()))
-            self._presence = read_presence(self._redis, self._names)
+            # Queues first: a job that is claimed meanwhile is then seen twice rather than never.
             job_ids = sorted(self._queued())
             pipe = self._redis.pipeline(transaction=False)
             for job_id in job_ids:
                 pipe.hget(self._names.job(job_id), "tasks")
             listed = dict(zip(job_ids, pipe.execute(), strict=True))
+            self._presence = read_presence(self._redis, self._names)
         found: dict[tuple[str, bytes], Outstanding] = {}
         wanted = set(run_ids)
         for job_id, tasks in [*listed.items(), *self._presence.tasks.items()]:

@@ -5,6 +5,15 @@ Some name keys that they only compute; a cluster would not allow that, and is re
 
 from __future__ import annotations
 
+OWN = """
+-- Says who owns partitions. A newer owner stays: the caller may have been suspended on its way here.
+-- KEYS: epochs. ARGV: each partition's id and epoch
+for arg = 1, #ARGV, 2 do
+    local stored = redis.call('HGET', KEYS[1], ARGV[arg])
+    if not stored or tonumber(stored) < tonumber(ARGV[arg + 1]) then redis.call('HSET', KEYS[1], ARGV[arg], ARGV[arg + 1]) end
+end
+"""
+
 ENQUEUE = """
 -- Puts tasks at the end of a queue, as many as there is room for, in jobs of at most `chunk` tasks.
 -- KEYS: queue list, set of queues, depth, bell, epochs, refused
@@ -28,6 +37,7 @@ local function close()
         'tasks', '[' .. table.concat(names, ',') .. ']', 'origin', ARGV[3], 'status', 'queued', 'created_at', now,
         'enqueued_at', now, 'description', 'lockstep: ' .. #tasks .. ' task(s)')
     redis.call('EXPIRE', prefix .. id, ARGV[8])
+    redis.call('RPUSH', KEYS[1], id)
     jobs[#jobs + 1], tasks, names = id, {}, {}
 end
 while arg <= #ARGV and taken < room do
@@ -41,7 +51,6 @@ close()
 if #jobs > 0 then
     redis.call('SADD', KEYS[2], ARGV[2])
     redis.call('INCRBY', KEYS[3], taken)
-    redis.call('RPUSH', KEYS[1], unpack(jobs))
     -- One is enough: whoever takes some and leaves some rings for the next.
     if redis.call('LLEN', KEYS[4]) == 0 then redis.call('RPUSH', KEYS[4], '1') end
 end
@@ -69,7 +78,7 @@ for arg = 9, #ARGV do
         local fields = redis.pcall('HMGET', job, 'data', 'tasks')
         redis.call('DEL', job)
         if not fields['err'] and fields[1] then
-            redis.call('HSET', KEYS[2], id, name .. ' ' .. (fields[2] or '[]'))
+            redis.call('HSET', KEYS[2], id, '[' .. cjson.encode(name) .. ',' .. (fields[2] or '[]') .. ']')
             redis.call('ZADD', ARGV[6] .. name, '+inf', id)
             claimed[#claimed + 1] = {id, name, fields[1]}
             room = room - tasks
@@ -96,7 +105,10 @@ while arg <= #ARGV do
     local partition, epoch, n = ARGV[arg], tonumber(ARGV[arg + 1]), tonumber(ARGV[arg + 2])
     local stored = redis.call('HGET', KEYS[1], partition)
     if not stored or tonumber(stored) <= epoch then
-        redis.call('XDEL', ARGV[1] .. partition, unpack(ARGV, arg + 3, arg + 2 + n))
+        -- In parts: Lua's stack is bounded, and after an outage there may be very many.
+        for first = arg + 3, arg + 2 + n, 1000 do
+            redis.call('XDEL', ARGV[1] .. partition, unpack(ARGV, first, math.min(first + 999, arg + 2 + n)))
+        end
     end
     arg = arg + 3 + n
 end

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -21,6 +23,9 @@ STATE_CACHE_BYTES = 64 * 1024 * 1024
 
 RESULTS_PER_ENTRY = 64
 """Results in one entry of a stream, at most."""
+
+COMPARE_SECONDS = 5.0
+"""How often the claims in Redis are compared with the jobs that have arrived here."""
 
 Answer = TaskResult | HandedBack
 
@@ -53,10 +58,13 @@ class WorkerLink:
         self._queues = deque(info.queues)
         self._states: OrderedDict[str, bytes] = OrderedDict()
         self._state_bytes = 0
+        self._held: set[str] = set()
+        self._next_comparison = 0.0
 
     def claim(self, room: int) -> list[ClaimedJob]:
         """Jobs with about as many tasks as there is room for, from each queue in turn; none while workers are suspended."""
         names = self.names
+        self._drop_unknown_claims()
         self._queues.rotate(-1)
         claimed: Any = self._redis.eval(
             CLAIM,
@@ -82,7 +90,18 @@ class WorkerLink:
                 self.release([(job_id.decode(), queue.decode())])
                 continue
             jobs.append(self._with_states(job_id.decode(), queue.decode(), messages))
+        self._held.update(job.job_id for job in jobs)
         return jobs
+
+    def _drop_unknown_claims(self) -> None:
+        """Give up the claims of jobs that never arrived here, since the answer got lost: nobody else would miss them."""
+        if time.monotonic() < self._next_comparison:
+            return
+        claims: Any = self._redis.hgetall(self.names.claims(self._info.name))
+        self.release(
+            [(job_id.decode(), json.loads(claim)[0]) for job_id, claim in claims.items() if job_id.decode() not in self._held]
+        )
+        self._next_comparison = time.monotonic() + COMPARE_SECONDS
 
     def wait(self, seconds: int) -> None:
         """Wait until a job is put into one of the queues, at most this long. It may be gone when this returns."""
@@ -133,6 +152,7 @@ class WorkerLink:
         self._add_release(pipe, finished)
         pipe.get(self.names.marker)
         replies = pipe.execute()
+        self._held.difference_update(job_id for job_id, _ in finished)
         entries = [
             (SentEntry(partition_id, entry_id), some) for (partition_id, some), entry_id in zip(batches, replies, strict=False)
         ]
@@ -143,6 +163,7 @@ class WorkerLink:
         pipe = self._redis.pipeline(transaction=True)
         self._add_release(pipe, jobs)
         pipe.execute()
+        self._held.difference_update(job_id for job_id, _ in jobs)
 
     def _add_release(self, pipe: Any, jobs: Collection[tuple[str, str]]) -> None:
         if jobs:
@@ -164,7 +185,7 @@ class WorkerLink:
     def reclaim(self, jobs: Mapping[str, tuple[str, str]]) -> None:
         """Say again which jobs this worker holds, after the server has lost its memory: queue and tasks of each, by id."""
         if jobs:
-            claims: Any = {job_id: f"{queue} {tasks}" for job_id, (queue, tasks) in jobs.items()}
+            claims: Any = {job_id: f"[{json.dumps(queue)},{tasks}]" for job_id, (queue, tasks) in jobs.items()}
             self._redis.hset(self.names.claims(self._info.name), mapping=claims)
             self._redis.expire(self.names.claims(self._info.name), PRESENCE_TTL_SECONDS)
 

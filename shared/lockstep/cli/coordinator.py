@@ -9,7 +9,7 @@ import click
 from lockstep.broker.redis import RedisBroker
 from lockstep.cli.load import load_graphs
 from lockstep.cli.options import graphs_option, redis_option, store_option
-from lockstep.cli.serving import run_until_signalled
+from lockstep.cli.serving import run_until_signalled, settle_garbage_collector
 from lockstep.config import DEFAULT_REDIS_URL, read_settings
 from lockstep.errors import BrokerUnavailableError, ConfigurationError
 from lockstep.graph import CompiledGraph
@@ -42,6 +42,7 @@ def coordinator(graphs: tuple[str, ...], store: str | None, redis: str | None, q
     def open_broker() -> RedisBroker:
         return RedisBroker(settings.redis_url or DEFAULT_REDIS_URL, settings.namespace, queue_depth)
 
+    settle_garbage_collector()
     with closing(open_store(settings.store_url)) as opened, closing(open_broker()) as watched:
         process = CoordinatorProcess(opened, open_broker, loaded)
         port = METRICS_PORT if settings.metrics_port is None else settings.metrics_port

@@ -6,6 +6,7 @@ import click
 
 from lockstep.cli.load import load_graphs
 from lockstep.cli.options import graphs_option, redis_option
+from lockstep.cli.serving import settle_garbage_collector
 from lockstep.config import DEFAULT_REDIS_URL, read_settings, set_rq_prefix
 from lockstep.telemetry.metrics import MetricsServer, Reading
 
@@ -34,6 +35,7 @@ def worker(graphs: tuple[str, ...], redis: str | None, queues: tuple[str, ...], 
     set_rq_prefix(f"{settings.namespace}:rq")
     from lockstep_worker.process import WorkerProcess
 
+    settle_garbage_collector()
     process = WorkerProcess(
         settings.redis_url or DEFAULT_REDIS_URL,
         settings.namespace,

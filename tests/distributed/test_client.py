@@ -1,0 +1,181 @@
+"""The client and the commands around it: submit, follow, explain, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import urllib.request
+from pathlib import Path
+
+import pytest
+from tests.distributed.conftest import COMMAND, FLOWS, Cluster
+from tests.distributed.servers import free_port
+
+from lockstep import Client, ConfigurationError, NodeFailedError, RunCancelledError, RunExistsError, UnknownGraphError
+from lockstep.broker.inspection import whereabouts
+from lockstep.core.lifecycle import RunStatus
+from lockstep.explain import explain
+
+
+def command(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], env=cluster.environment(), capture_output=True, text=True, timeout=60)
+
+
+def test_submit_gives_the_run_that_has_the_id(cluster: Cluster) -> None:
+    # given a coordinator and a worker
+    cluster.coordinator()
+    cluster.worker()
+    # when a run is submitted twice, and once with another input
+    first = cluster.client.submit("chain", {"steps": 2}, run_id="one")
+    again = cluster.client.submit("chain", {"steps": 2}, run_id="one")
+    with pytest.raises(RunExistsError):
+        cluster.client.submit("chain", {"steps": 3}, run_id="one")
+    # then there is one run
+    assert first.result(30) == again.result(30) == {"n": 2, "seen": [0, 1], "steps": 2}
+    assert [run.run_id for run in cluster.client.runs()] == ["one"]
+    assert [len(step.tasks) for step in first.history()] == [0, 1, 1]
+    assert cluster.client.delete("one")
+
+
+def test_asyncio_twins(cluster: Cluster) -> None:
+    cluster.coordinator()
+    cluster.worker()
+
+    async def main() -> tuple[dict[str, object], list[int]]:
+        run = await cluster.client.asubmit("chain", {"steps": 3})
+        steps = [event.step_id async for event in run.astream()]
+        return await run.aresult(30), steps
+
+    result, steps = asyncio.run(main())
+    assert result["n"] == 3
+    assert steps == [0, 1, 2, 3]
+
+
+def test_graph_that_nobody_has_loaded(cluster: Cluster) -> None:
+    with pytest.raises(UnknownGraphError, match="there is none yet"):
+        cluster.client.submit("chain", {"steps": 1})
+    cluster.coordinator()
+    with pytest.raises(UnknownGraphError, match="there are audit, chain, fan"):
+        cluster.client.submit("nothing", {})
+
+
+def test_client_refuses_a_store_that_is_one_process_s_own() -> None:
+    with pytest.raises(ConfigurationError, match="memory://"):
+        Client("memory://")
+
+
+def test_input_that_does_not_fit_fails_the_run(cluster: Cluster) -> None:
+    cluster.coordinator()
+    run = cluster.client.submit("chain", {"stepz": 1})
+    with pytest.raises(Exception, match="stepz"):
+        run.result(30)
+    assert run.status is RunStatus.FAILED
+
+
+def test_failed_run_goes_on_after_a_retry(cluster: Cluster, tmp_path: Path) -> None:
+    # given a run whose node fails: it cannot write its ledger
+    cluster.coordinator()
+    cluster.worker()
+    folder = tmp_path / "later"
+    run = cluster.client.submit("chain", {"steps": 2, "ledger": str(folder / "ledger")})
+    with pytest.raises(NodeFailedError, match="FileNotFoundError"):
+        run.result(30)
+    # when the reason is gone and somebody retries it
+    folder.mkdir()
+    run.retry()
+    # then it ends well
+    assert run.result(30)["n"] == 2
+
+
+def test_cancel_from_the_command_line(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.coordinator()
+    cluster.worker()
+    run = cluster.client.submit("chain", {"steps": 2, "gate": str(tmp_path / "gate")})
+    cluster.until(lambda: run.status is RunStatus.RUNNING, "it runs")
+    done = command(
+        cluster, "cancel", run.run_id, "--reason", "enough", "--store", cluster.store_url, "--redis", cluster.redis_url
+    )
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(RunCancelledError, match="enough"):
+        run.result(30)
+    (tmp_path / "gate").touch()
+
+
+def test_submit_and_wait_on_the_command_line(cluster: Cluster) -> None:
+    cluster.coordinator()
+    cluster.worker()
+    urls = ("--store", cluster.store_url, "--redis", cluster.redis_url)
+    waited = command(cluster, "submit", "chain", "--input", '{"steps": 2}', "--run-id", "x", "--wait", "--json", *urls)
+    assert waited.returncode == 0, waited.stderr
+    assert json.loads(waited.stdout)["state"] == {"n": 2, "seen": [0, 1], "steps": 2}
+    submitted = command(cluster, "submit", "chain", "--input", '{"steps": 2}', "--run-id", "y", *urls)
+    assert submitted.stdout == "y\n"
+
+
+def explained(cluster: Cluster, run_id: str) -> tuple[str | None, list[tuple[str, str | None]], str]:
+    [row] = cluster.client.reader.find_runs(run_ids=[run_id])
+    found = explain(cluster.client.reader, row, whereabouts(cluster.redis_url, cluster.namespace))
+    return found.owner, [(item.state, item.where) for item in found.items], " / ".join(found.findings)
+
+
+def test_explain_says_where_tasks_are_and_what_is_missing(cluster: Cluster, tmp_path: Path) -> None:
+    # given a run without a worker
+    coordinator = cluster.coordinator()
+    gate = tmp_path / "gate"
+    run = cluster.client.submit("fan", {"width": 3, "gate": str(gate)}, run_id="w")
+    cluster.until(lambda: explained(cluster, "w")[1] == [("queued", "default")], "its first task is queued")
+    assert "no worker serves queue 'default'" in explained(cluster, "w")[2]
+    # when a worker comes with two slots, then two leaves are with it and one waits
+    cluster.worker("--concurrency", "2")
+    [name] = [worker.name for worker in whereabouts(cluster.redis_url, cluster.namespace).workers]
+    wanted = [("claimed", name), ("claimed", name), ("queued", "default")]
+    cluster.until(lambda: explained(cluster, "w")[1] == wanted, "the leaves are where they are")
+    # when the coordinator dies, then nobody owns the run
+    cluster.kill(coordinator)
+    shown = command(cluster, "explain", "w", "--store", cluster.store_url, "--redis", cluster.redis_url)
+    assert shown.returncode == 0, shown.stderr
+    assert "2 claimed, 1 queued" in shown.stdout
+    # and with a new one it ends
+    cluster.coordinator()
+    gate.touch()
+    assert run.result(60)["seen"] == [0, 1, 2]
+    assert explained(cluster, "w")[1:] == ([], "")
+
+
+def test_explain_names_the_version_that_no_worker_has(cluster: Cluster) -> None:
+    # given a worker with another graph
+    cluster.coordinator()
+    cluster.worker(graphs=(f"{FLOWS}:fan",))
+    run = cluster.client.submit("chain", {"steps": 2}, run_id="x")
+    # then explain says so, and no attempt is lost once a worker has it
+    cluster.until(lambda: "no worker has loaded version" in explained(cluster, "x")[2], "explain says it")
+    cluster.worker()
+    run.result(60)
+    assert {task.attempt for step in run.history() for task in step.tasks} == {1}
+
+
+def metrics(port: int) -> dict[str, float]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+        lines = reply.read().decode().splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+
+
+def test_metrics_of_both_roles(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a coordinator and a worker with a port each, and more leaves than slots
+    ports = free_port(), free_port()
+    plain = cluster.environment()
+    monkeypatch.setattr(cluster, "environment", lambda: {**plain, "LOCKSTEP_METRICS_PORT": str(ports[0])})
+    cluster.coordinator()
+    monkeypatch.setattr(cluster, "environment", lambda: {**plain, "LOCKSTEP_METRICS_PORT": str(ports[1])})
+    cluster.worker("--concurrency", "2")
+    gate = tmp_path / "gate"
+    run = cluster.client.submit("fan", {"width": 5, "gate": str(gate)})
+    # then both tell how many tasks wait; the coordinator how many are out, the worker how many run
+    depth = 'langgraph_queue_depth{queue="default"}'
+    wanted = [{depth: 3.0, "langgraph_inflight_nodes": 5.0, "langgraph_backpressure_events_total": 0.0}]
+    wanted.append({depth: 3.0, "langgraph_inflight_nodes": 2.0, "langgraph_backpressure_events_total": 0.0})
+    cluster.until(lambda: [metrics(port) for port in ports] == wanted, "the metrics tell the truth")
+    gate.touch()
+    run.result(60)
+    cluster.until(lambda: metrics(ports[0])["langgraph_inflight_nodes"] == 0.0, "nothing is in flight any more")
