@@ -110,6 +110,7 @@ class Store(Reader, Protocol):
     ) -> list[str]:
         """Take over runs whose lease has ended: the unfinished ones, or those of `run_ids` in whatever status; their ids.
 
+        Without `run_ids`, runs of shared partitions are left alone: they wait for a coordinator, see `share`.
         Leases past their time, and those whose holder `is_dead`, end first, so their holders' open commits are waited for and
         later ones are Superseded. Runs of other graphs stay as they are.
         """

@@ -49,7 +49,7 @@ class Coordinators:
     def ask(self, name: str, *, graphs: Mapping[str, str] | None = None, dead: Collection[str] = ()) -> list[str]:
         """The answer to `share`, of whomever."""
         handle = self._handles.get(name, self.world.a)
-        return handle.share(name, graphs or {}, lambda holder: holder in {f"holder-{one}" for one in dead})
+        return list(handle.share(name, graphs or {}, lambda holder: holder in {f"holder-{one}" for one in dead}))
 
     def share(self, name: str, *, graphs: Mapping[str, str] | None = None, dead: Collection[str] = ()) -> list[str]:
         """The answer to `share` of somebody who has joined and not ended."""
@@ -297,7 +297,7 @@ def test_the_partition_of_an_embedded_engine_that_has_ended_waits_for_its_progra
 
     # when a coordinator shares
     coordinators.join("C")
-    coordinators.parts["C"] = world.a.share("C", {}, lambda holder: how == "holder died" and holder == "holder-a")
+    coordinators.parts["C"] = list(world.a.share("C", {}, lambda holder: how == "holder died" and holder == "holder-a"))
 
     # then it has the shared partitions only
     assert sorted(coordinators.parts["C"]) == ALL
@@ -305,6 +305,44 @@ def test_the_partition_of_an_embedded_engine_that_has_ended_waits_for_its_progra
     assert world.run("run-1").partition_id == "A"
     # and the run can be adopted
     assert world.adopt(run_ids=["run-1"]) == ["run-1"]
+
+
+def test_the_epoch_of_a_partition_rises_with_each_change_of_its_owner(coordinators: Coordinators) -> None:
+    # given a coordinator with all partitions
+    coordinators.join("C")
+    first = coordinators._handles["C"].share("C", {}, lambda _: False)
+    # when nothing changes, then neither do the epochs
+    assert coordinators._handles["C"].share("C", {}, lambda _: False) == first
+    # when another one gets half of them
+    coordinators.join("D")
+    kept = coordinators._handles["C"].share("C", {}, lambda _: False)
+    given = coordinators._handles["D"].share("D", {}, lambda _: False)
+    # then those have a higher epoch, and the others the same
+    assert {**kept, **given}.keys() == first.keys()
+    assert all(epoch == first[name] for name, epoch in kept.items())
+    assert all(epoch > first[name] for name, epoch in given.items())
+
+
+def test_the_holder_of_a_partition_is_told_to_anyone(coordinators: Coordinators) -> None:
+    reader = coordinators.world.b
+    assert reader.holder_of("p00") is None
+    coordinators.join("C")
+    coordinators.share("C")
+    assert reader.holder_of("p00") == "holder-C"
+    coordinators.end("C", "closed")
+    assert reader.holder_of("p00") is None
+    assert reader.holder_of("nothing") is None
+
+
+def test_recovering_leaves_runs_to_the_coordinators_unless_asked_for_them(coordinators: Coordinators) -> None:
+    # given runs of shared partitions while no coordinator is there: they may all be restarting
+    coordinators.join("C")
+    coordinators.share("C")
+    coordinators.end("C", "closed")
+    # when an engine takes over what it finds, then it leaves those alone
+    assert coordinators.world.adopt() == []
+    # but takes one that it is asked for by name
+    assert coordinators.world.adopt(run_ids=["run-p00"]) == ["run-p00"]
 
 
 def test_adopting_takes_no_run_of_a_partition_with_a_live_owner(coordinators: Coordinators) -> None:

@@ -215,9 +215,11 @@ class MemoryStore:
     ) -> list[str]:
         with self._lock:
             self._end_leases(lease_id, is_dead)
+            shared = partition_ranges().keys() & self._owners.keys()
             adopted = []
             for run_id, run in self._runs.items():
-                wanted = run.row.status not in FINISHED if run_ids is None else run_id in run_ids
+                lost = run.row.status not in FINISHED and run.row.partition_id not in shared
+                wanted = lost if run_ids is None else run_id in run_ids
                 orphan = self._owners.get(run.row.partition_id) not in self._leases
                 if wanted and orphan and run.row.graph_hash in graph_hashes:
                     run.row = msgspec.structs.replace(run.row, partition_id=lease_id)

@@ -271,7 +271,10 @@ class SqlStore:
             self._end_leases(connection, lease_id, is_dead)
             owned = sa.select(partitions.partition_id).where(partitions.lease_id.in_(sa.select(leases.lease_id)))
             if run_ids is None:
-                source = sa.select(u.run_id).where(u.partition_id.not_in(owned), u.graph_hash.in_(list(graph_hashes)))
+                shared = sa.select(partitions.partition_id).where(partitions.first_shard.is_not(None))
+                source = sa.select(u.run_id).where(
+                    u.partition_id.not_in(owned), u.partition_id.not_in(shared), u.graph_hash.in_(list(graph_hashes))
+                )
                 adopted = list(connection.execute(source.order_by(u.run_id)).scalars())
             else:
                 adopted = [
