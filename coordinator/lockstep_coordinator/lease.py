@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -56,18 +57,27 @@ class LeaseKeeper:
 
 
 def holder_name() -> str:
-    """This process: host, process id, and when it started, as the system counts it."""
+    """This process: where it runs, its process id, and when it started, as the system counts it."""
     pid = os.getpid()
-    return f"{socket.gethostname()}:{pid}:{_started(pid)}"
+    return f"{_place()}:{pid}:{_started(pid)}"
 
 
 def is_dead(holder: str) -> bool:
-    """Whether a holder is known to have died: a process of this host that is gone, or whose id another process has now.
+    """Whether a holder is known to have died: a process of this place that is gone, or whose id another process has now.
 
     False also means "unknown". A wrong True costs the holder its lease but no data: the fence refuses its later commits.
     """
-    host, pid, started = holder.rsplit(":", 2)
-    return host == socket.gethostname() and _started(int(pid)) != started
+    place, pid, started = holder.rsplit(":", 2)
+    return place == _place() and _started(int(pid)) != started
+
+
+def _place() -> str:
+    """Where process ids mean what they mean here. A host's name does not tell: containers may share it, and so may machines."""
+    place = socket.gethostname()
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+        place = f"{place}/{boot}/{os.readlink('/proc/self/ns/pid').strip('pid:[]')}"
+    return place
 
 
 def _started(pid: int) -> str:

@@ -135,9 +135,10 @@ class Coordinator:
         """One turn of the loop, after waiting at most this long for something to do."""
         self._receive(timeout_seconds)
         self._fire_timers()
-        if self._commit():
-            self._broker.acknowledge()
+        all_ours = self._commit()
         self._dispatcher.dispatch()
+        if all_ours:
+            self._broker.acknowledge()
 
     def _receive(self, timeout_seconds: float) -> bool:
         """Take in what has arrived; False: nothing has."""

@@ -112,3 +112,45 @@ def hold(state: State, ctx: Context) -> dict[str, Any]:
 
 
 holding.add_edge(START, "hold")
+
+forking = Graph(State, name="forking")
+
+
+@forking.node
+def fork(state: State, ctx: Context) -> dict[str, Any]:
+    """Leaves a process behind that lives until the gate opens."""
+    if os.fork() == 0:
+        wait_for_gate(state["gate"])
+        os._exit(0)
+    note(state.get("ledger"), f"{ctx.run_id} {ctx.path} {ctx.delivery} {os.getpid()}")
+    wait_for_gate(state["gate"])
+    return {"n": 1}
+
+
+forking.add_edge(START, "fork")
+
+sides = Graph(State, name="sides")
+
+
+@sides.node(queue="left")
+def left(state: State, ctx: Context) -> dict[str, Any]:
+    note(state.get("ledger"), f"{ctx.run_id} {ctx.path} {ctx.delivery} {os.getpid()}")
+    wait_for_gate(state.get("gate"))
+    return {"seen": [1]}
+
+
+@sides.node(queue="right")
+def right(state: State, ctx: Context) -> dict[str, Any]:
+    note(state.get("ledger"), f"{ctx.run_id} {ctx.path} {ctx.delivery} {os.getpid()}")
+    wait_for_gate(state.get("gate"))
+    return {"seen": [2]}
+
+
+sides.add_edge(START, "left")
+sides.add_edge(START, "right")
+
+wide = Graph(State, name="wide")
+wide.add_node("scatter", scatter)
+wide.add_node("leaf", leaf, queue="wide")
+wide.add_edge(START, "scatter")
+wide.add_conditional_edges("scatter", leaves, ["leaf"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tests.distributed.conftest import AUDIT, FLOWS, Cluster
 
 from lockstep import Engine
 from lockstep.cli.load import load_graph
+from lockstep.core.frontier import decode_frontier
 
 RUNS = 25
 """For each number of workers from 1 to 4: 100 of 100."""
@@ -57,3 +59,33 @@ def test_wide_fan_out_merges_in_edge_order(cluster: Cluster, tmp_path: Path) -> 
     lines = [line.split() for line in ledger.read_text().splitlines()]
     assert len({path for _, path, _, _ in lines}) == len(lines) == 2000
     assert len({pid for *_, pid in lines}) == 4
+
+
+def test_tasks_are_enqueued_in_ascending_order_key(cluster: Cluster) -> None:
+    # given workers for the first node's queue alone, so that what is enqueued for the others stays to be seen
+    graphs = (f"{FLOWS}:wide",)
+    cluster.coordinator(graphs=graphs)
+    for _ in range(2):
+        cluster.worker("--queue", "default", graphs=graphs)
+    # when two runs fan out
+    wide = [cluster.client.submit("wide", {"width": 60}, run_id=f"wide-{n}") for n in range(2)]
+    cluster.until(lambda: tasks_in(cluster, "wide") == 120, "all leaves are enqueued")
+    # then each run's tasks stand in the queue in ascending order_key
+    queued = [json.loads(entry) for entry in identities_in(cluster, "wide")]
+    for run in wide:
+        paths = [path for tasks in queued for run_id, path, _ in tasks if run_id == run.run_id]
+        frontier = decode_frontier(cluster.client.reader.steps(run.run_id, 1, 1)[0].frontier, 1)
+        assert paths == [item.path.hex() for item in sorted(frontier.items, key=lambda item: item.order_key)]
+    # and once somebody serves that queue, both end
+    cluster.worker("--queue", "wide", graphs=graphs)
+    assert [run.result(60)["seen"] for run in wide] == [list(range(60))] * 2
+
+
+def identities_in(cluster: Cluster, queue: str) -> list[bytes]:
+    """What each job in a queue is for, first to last."""
+    jobs = cluster.redis.lrange(cluster.names.queue(queue), 0, -1)
+    return [tasks for job in jobs if (tasks := cluster.redis.hget(cluster.names.job(job.decode()), "tasks"))]
+
+
+def tasks_in(cluster: Cluster, queue: str) -> int:
+    return sum(len(json.loads(entry)) for entry in identities_in(cluster, queue))

@@ -98,7 +98,7 @@ class MemoryStore:
             coordinators = [other for other, lease in self._leases.items() if not lease.embedded]
             mine = [name for name in shared if self._owners.get(name) == lease_id]
             free = [name for name in shared if self._owners.get(name) not in self._leases]
-            kept, given = fair_share(mine, free, len(shared), len(coordinators))
+            kept, given = fair_share(mine, free, len(shared), lease_id, coordinators)
             self._owners |= dict.fromkeys([*free, *given], "") | dict.fromkeys(kept, lease_id)
             for name in {*given, *kept} - ({*mine} - {*given}):
                 self._epochs[name] = self._epochs.get(name, 0) + 1

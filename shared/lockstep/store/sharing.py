@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 SHARDS = 65_536
@@ -15,12 +14,15 @@ def partition_ranges() -> dict[str, tuple[int, int]]:
     return {f"p{index:02d}": (index * size, (index + 1) * size - 1) for index in range(PARTITIONS)}
 
 
-def fair_share(mine: Sequence[str], free: Sequence[str], partitions: int, coordinators: int) -> tuple[list[str], list[str]]:
-    """What a coordinator has from now on, and what it gives back: at most its part of the whole, rounded up.
+def fair_share(
+    mine: Sequence[str], free: Sequence[str], partitions: int, lease_id: str, coordinators: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """What a coordinator has from now on, and what it gives back: at most its part of the whole.
 
-    With every coordinator keeping to this, each partition has an owner. The last coordinator may get less than the others, or
-    nothing: five share 16 as 4, 4, 4, 4 and 0.
+    `coordinators` are the leases of all. What does not divide evenly goes to the first of them: five share 16 as 4, 3, 3, 3, 3.
+    With every coordinator keeping to this, each partition has an owner.
     """
-    most = math.ceil(partitions / max(coordinators, 1))
+    part, rest = divmod(partitions, len(coordinators))
+    most = part + (sorted(coordinators).index(lease_id) < rest)
     kept = [*mine, *free][:most]
     return kept, list(mine[most:])

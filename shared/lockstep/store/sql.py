@@ -43,14 +43,17 @@ T = TypeVar("T")
 class SqlStore:
     """A `Store` in a SQL database."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, create: bool = True) -> None:
         self._database = open_database(url)
+        if not create:
+            self._database.check_exists()
         self._engine = self._database.engine
         # Without its parameters: some drivers take the password as one.
         self.url = self._engine.url.set(query={}).render_as_string(hide_password=True)
         self._lease_seconds: dict[str, float] = {}
         self._commits: dict[str, GroupCommit] = {}
         self._commits_lock = threading.Lock()
+        self._closed = False
         try:
             self.migrate()
         except BaseException:
@@ -61,7 +64,12 @@ class SqlStore:
     def _reading(self) -> Iterator[sa.Connection]:
         try:
             with self._engine.connect() as connection:
-                yield connection
+                try:
+                    yield connection
+                finally:
+                    # Runs can be read after `close`, or while it is called. Nobody would close what then goes into the pool.
+                    if self._closed and not connection.invalidated:
+                        connection.detach()
         except DBAPIError as error:
             raise self._unavailable(error.orig) from error
         except PoolTimeoutError as error:
@@ -74,10 +82,7 @@ class SqlStore:
 
     def _unavailable(self, error: BaseException | None) -> StoreUnavailableError:
         reason = " ".join(str(error).split())
-        return StoreUnavailableError(
-            f"the database {self.url} does not work: {reason}; check that its folder exists, can be written and has room",
-            url=self.url,
-        )
+        return StoreUnavailableError(f"the database {self.url} does not work: {reason}; {self._database.remedy}", url=self.url)
 
     def migrate(self) -> None:
         """Bring the schema up to date. Raises ConfigurationError if it was written by a newer release."""
@@ -129,7 +134,7 @@ class SqlStore:
                 owners = dict.fromkeys(ranges)
             mine = [name for name, owner in owners.items() if owner == lease_id]
             free = [name for name, owner in owners.items() if owner not in alive]
-            kept, given = fair_share(mine, free, len(owners), len(alive))
+            kept, given = fair_share(mine, free, len(owners), lease_id, list(alive))
             for names, owner in ((given, None), (sorted(set(kept) - set(mine)), lease_id)):
                 change = sa.update(schema.partitions).where(p.partition_id.in_(names))
                 connection.execute(change.values(lease_id=owner, epoch=p.epoch + 1))
@@ -408,6 +413,7 @@ class SqlStore:
             groups, self._commits = list(self._commits.values()), {}
         for group in groups:
             group.close()
+        self._closed = True
         self._engine.dispose()
 
     @staticmethod
