@@ -4,21 +4,34 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tests.bench.catalogue import Benchmark, Contender
 from tests.bench.contenders.child import Job, Measurement
+from tests.bench.services import Services
 
 ROOT = Path(__file__).parents[2]
-PEERS = ["langgraph", "langgraph-checkpoint-sqlite"]
+PEERS = [
+    "langgraph",
+    "langgraph-checkpoint-sqlite",
+    "langgraph-checkpoint-postgres",
+    "psycopg[binary]",
+    "dbos",
+    "celery[redis]",
+]
 WARM_UP = 3
-"""Runs that don't count: the first ones fill caches and start threads."""
+WARM_UP_IN_FLIGHT = 24
+"""Runs that don't count: the first ones fill caches and start threads; those in flight together, more threads."""
 TIMEOUT_SECONDS = 600
 """A measurement takes seconds; one that hangs must not hang the benchmark."""
+GRACE_SECONDS = 60
+"""How long a measurement that is ended early may take to end what it has started."""
 
 
 def peers_python() -> str:
@@ -34,39 +47,75 @@ def peers_python() -> str:
 
 
 class Processes:
-    """Measures each time in a new process, with a new directory below `directory`."""
+    """Measures each time in a new process, with a new directory below `directory`, and on servers with what is its own."""
 
-    def __init__(self, directory: Path, peers: str) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, peers: str, services: Services) -> None:
+        self.directory = directory
         self._peers = peers
+        self._services = services
 
     def measure(self, benchmark: Benchmark, contender: Contender, runs: int, *under: str) -> Measurement:
         """One measurement; `under` is a command to run it with."""
+        with ExitStack() as stack:
+            database = stack.enter_context(self._services.database()) if "postgres" in contender.needs else None
+            job = Job(
+                shape=benchmark.shape,
+                parameters=benchmark.parameters,
+                settings=contender.settings,
+                in_flight=benchmark.in_flight,
+                warm_up=WARM_UP if benchmark.in_flight == 1 else min(benchmark.in_flight, WARM_UP_IN_FLIGHT),
+                runs=runs,
+                directory=stack.enter_context(tempfile.TemporaryDirectory(dir=self.directory)),
+                postgres=database.url if database else "",
+                redis=self._services.redis_url if "redis" in contender.needs else "",
+                namespace=stack.enter_context(self._services.namespace()) if "redis" in contender.needs else "",
+            )
+            measurement = self._done(job, contender, under)
+        # Only now: leaving the database counts what was done in it.
+        return replace(measurement, sql=database.counts) if database else measurement
+
+    def _done(self, job: Job, contender: Contender, under: tuple[str, ...]) -> Measurement:
         environment = {**os.environ, "LANGSMITH_TRACING": "false"}  # Else the peer would also pay for its telemetry.
-        if is_peer := contender.module != "lockstep":
+        if not contender.ours:
             environment.pop("PYTHONPATH", None)
-        with tempfile.TemporaryDirectory(dir=self._directory) as own:
-            job = Job(benchmark.shape, benchmark.parameters, contender.settings, WARM_UP, runs, own)
-            module = f"tests.bench.contenders.{contender.module}"
-            command = [*under, self._peers if is_peer else sys.executable, "-m", module, json.dumps(asdict(job))]
-            ended = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, timeout=TIMEOUT_SECONDS)
-        if ended.returncode:
+        python = sys.executable if contender.ours else self._peers
+        command = [*under, python, "-m", f"tests.bench.contenders.{contender.module}", json.dumps(asdict(job))]
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, start_new_session=True)
+        try:
+            printed, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            _end(process)
+            sys.exit(f"{contender.name}: no end within {TIMEOUT_SECONDS} s")
+        except BaseException:
+            _end(process)
+            raise
+        if process.returncode:
             sys.exit(f"{contender.name}: the process failed, see above")
-        return Measurement(**json.loads(ended.stdout))
+        return Measurement(**json.loads(printed))
 
     def disk_waits(self, benchmark: Benchmark, contender: Contender, runs: int) -> float | None:
-        """How often a run waits for the disk, by strace; None where that is not installed or not allowed.
+        """How often a run waits for the disk, by strace; None where that is not installed or not allowed, or a server waits.
 
         From `runs` runs and twice as many: the difference leaves out what opening and closing a store costs.
         """
         probe = ["strace", "-o", os.devnull, "true"]
-        if shutil.which("strace") is None or subprocess.run(probe, capture_output=True).returncode:
+        if contender.needs or shutil.which("strace") is None or subprocess.run(probe, capture_output=True).returncode:
             return None
         counts = []
         for several in (runs, 2 * runs):
-            with tempfile.NamedTemporaryFile("r", dir=self._directory) as trace:
+            with tempfile.NamedTemporaryFile("r", dir=self.directory) as trace:
                 self.measure(
                     benchmark, contender, several, *("strace", "-f", "-qq", "-e", "trace=fsync,fdatasync", "-o", trace.name)
                 )
                 counts.append(len(re.findall(r"\bf(?:data)?sync\(", trace.read())))
         return (counts[1] - counts[0]) / runs
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a measurement early: politely, so that it ends what it has started; then all that is left of its session."""
+    process.terminate()
+    try:
+        process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

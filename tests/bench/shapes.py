@@ -1,18 +1,41 @@
-"""The graphs that are measured. Lockstep and LangGraph are built with the same calls, so one function builds both."""
+"""The graphs that are measured. Lockstep and LangGraph are built with the same calls, so one function builds both; other peers
+call the same nodes from workflows of their own."""
 
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
+
+State = dict[str, Any]
 
 
 class Counter(TypedDict, total=False):
     n: int
 
 
-def count(state: Counter) -> Counter:
+class Found(TypedDict, total=False):
+    found: Annotated[list[int], operator.add]
+    n: int
+
+
+def count(state: State) -> State:
     return {"n": state["n"] + 1}
 
 
-def chain(graph: Any, start: str, end: str, steps: int) -> Any:
+def split(state: State) -> State:
+    return {"n": 0}
+
+
+def leaf(number: int) -> State:
+    return {"found": [number]}
+
+
+def join(state: State) -> State:
+    return {"n": len(state["found"])}
+
+
+def chain(graph: Any, start: str, end: str, send: Any, steps: int) -> Any:
     """`steps` nodes, one after the other, each of which adds 1 to a counter."""
     names = [f"n{number}" for number in range(steps)]
     for name in names:
@@ -22,4 +45,35 @@ def chain(graph: Any, start: str, end: str, steps: int) -> Any:
     return graph
 
 
-SHAPES = {"chain": chain}
+def fan(graph: Any, start: str, end: str, send: Any, width: int) -> Any:
+    """One node, then `width` at once, each of which adds its number to a list, then one that counts them."""
+    for node in (split, leaf, join):
+        graph.add_node(node.__name__, node)
+    graph.add_edge(start, "split")
+    graph.add_conditional_edges("split", lambda state: [send("leaf", number) for number in range(width)], ["leaf"])
+    graph.add_edge("leaf", "join")
+    graph.add_edge("join", end)
+    return graph
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A graph, the state that its runs begin with, and, from its parameters, their end state and how many nodes they run."""
+
+    build: Callable[..., Any]
+    state: type
+    begin: State
+    end: Callable[[dict[str, int]], State]
+    nodes: Callable[[dict[str, int]], int]
+
+
+SHAPES = {
+    "chain": Shape(chain, Counter, {"n": 0}, lambda given: {"n": given["steps"]}, lambda given: given["steps"]),
+    "fan": Shape(
+        fan,
+        Found,
+        {"found": []},
+        lambda given: {"found": list(range(given["width"])), "n": given["width"]},
+        lambda given: given["width"] + 2,
+    ),
+}

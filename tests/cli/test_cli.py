@@ -18,7 +18,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from lockstep.cli import main
+from lockstep.cli import COMMANDS, main
 from lockstep.core.state import State
 
 if TYPE_CHECKING:
@@ -170,9 +170,17 @@ WRONG: dict[str, tuple[list[str], int, list[str]]] = {
         2,
         ["ConfigurationError: no store answers to redis:"],
     ),
-    "a store in a missing folder": (["runs", "--store", "sqlite:///no/where.db"], 4, ["StoreUnavailableError", "no/where.db"]),
+    "a store in a missing folder": (
+        ["runs", "--store", "sqlite:///no/where.db"],
+        2,
+        ["ConfigurationError: there is no database file", "no/where.db"],
+    ),
     "run on it": (["run", "flows.py:graph", "--store", "sqlite:///no/where.db"], 4, ["StoreUnavailableError", "folder exists"]),
-    "a server that is not there": (["runs", "--store", SERVER], 4, ["StoreUnavailableError", "127.0.0.1", "***"]),
+    "a server that is not there": (
+        ["runs", "--store", SERVER],
+        4,
+        ["StoreUnavailableError", "127.0.0.1", "***", "check that its server runs"],
+    ),
     "a store that is no database": (["runs", "--store", "sqlite:///flows.py"], 4, ["StoreUnavailableError", "not a database"]),
 }
 FILES = {
@@ -302,6 +310,16 @@ def test_show_history_lists_the_tasks_of_each_step(stored: Cli) -> None:
         assert [task["order_key"] for task in step["tasks"]] == sorted(task["order_key"] for task in step["tasks"])
     assert run["history"][-1]["state_hash"] == run["state_hash"]
     assert run["history"][1]["tasks"][0]["delta"] == {"topic": "TEA"}
+
+
+@pytest.mark.parametrize("command", [["runs"], ["show", "a-1"]], ids=lambda command: command[0])
+@pytest.mark.parametrize("form", ["sqlite:///nowhere.db", "sqlite:///file:nowhere.db?uri=true"])
+def test_to_look_at_a_file_that_is_not_there_does_not_make_it(command: list[str], form: str, cli: Cli) -> None:
+    answer = cli(*command, "--store", form)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert answer.stderr.startswith(f"ConfigurationError: there is no database file {cli.folder}/nowhere.db; check the")
+    assert "lockstep migrate" in answer.stderr and answer.stderr.count("\n") == 1
+    assert not list(cli.folder.glob("*nowhere*"))
 
 
 def test_show_step_gives_the_state_after_it(stored: Cli) -> None:
@@ -498,8 +516,9 @@ def test_migrate_makes_the_schema_and_may_be_repeated(cli: Cli) -> None:
 def test_no_password_is_printed(command: list[str], cli: Cli) -> None:
     # given a database that answers, wherever it is
     entry = (
-        "import sys; import lockstep.embedded; from lockstep.cli import main; from lockstep.store.memory import MemoryStore\n"
-        "for module in (lockstep.embedded, sys.modules['lockstep.cli.migrate']):\n"
+        "import lockstep.cli.migrate, lockstep.embedded; from lockstep.store.memory import MemoryStore\n"
+        "from lockstep.cli import main\n"
+        "for module in (lockstep.embedded, lockstep.cli.migrate):\n"
         "    module.open_store = lambda url: MemoryStore()\n"
         "main(prog_name='lockstep')"
     )
@@ -512,9 +531,10 @@ def test_no_password_is_printed(command: list[str], cli: Cli) -> None:
 # --- help
 
 
-@pytest.mark.parametrize("name", list(main.commands))
+@pytest.mark.parametrize("name", list(COMMANDS))
 def test_each_command_explains_itself_and_all_its_options(name: str) -> None:
-    command = main.commands[name]
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
     shown = CliRunner().invoke(main, [name, "--help"], prog_name="lockstep")
     assert (shown.exit_code, shown.stderr) == (0, "")
     text = " ".join(shown.stdout.split())
@@ -532,5 +552,5 @@ def test_the_group_lists_its_commands(stored: Cli) -> None:
     shown = stored("--help")
     assert (shown.returncode, shown.stderr) == (0, "")
     listed = shown.stdout.split("Commands:")[1].splitlines()
-    assert {line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "} == set(main.commands)
+    assert {line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "} == set(COMMANDS)
     assert main.help is not None and main.help in shown.stdout

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from lockstep.core.lifecycle import RunStatus
 from lockstep.records import Event, Transition
+from lockstep.store.sql import SqlStore
 
 if TYPE_CHECKING:
-    from conftest import World
+    from conftest import Connections, World
 
 SUCCEEDED, RUNNING, PENDING = RunStatus.SUCCEEDED, RunStatus.RUNNING, RunStatus.PENDING
 
@@ -206,3 +207,17 @@ def test_a_run_created_later_has_no_earlier_time(world: World) -> None:
     created = [world.submit(f"run-{n}")[0].created_at for n in range(20)]
 
     assert created == sorted(created)
+
+
+@pytest.mark.usefixtures("sql_adapter")  # The reference model has no connections.
+def test_a_closed_store_can_be_read_and_keeps_no_connection(world: World, connections: Connections) -> None:
+    # given a store that is closed while somebody reads
+    world.submit("run-1")
+    world.b.close()
+    with cast("SqlStore", world.a)._reading():
+        world.a.close()
+    assert connections.open == 0
+
+    # when it is read again, then it answers, and holds on to nothing
+    assert [row.run_id for row in world.a.find_runs()] == ["run-1"]
+    assert (connections.open, connections.out) == (0, 0)

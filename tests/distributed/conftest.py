@@ -1,4 +1,4 @@
-"""What the tests of real processes share: a Redis of their own, a database each, and `Cluster`, which starts and kills."""
+"""What the tests of real processes share: a database each, and `Cluster`, which starts and kills."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 from sqlalchemy import func, select, update
-from tests.distributed.servers import Database, RedisServer
+from tests.servers import Database, RedisServer
 
 from lockstep import Client, Engine, Run
 from lockstep.broker.names import Names
@@ -43,6 +44,10 @@ class Start(NamedTuple):
     delivery: int
     pid: int
 
+    @property
+    def item(self) -> tuple[str, str]:
+        return self.run_id, self.path
+
 
 class Ledger:
     """The file in which the nodes of a test's runs note their starts, whichever process they are in."""
@@ -59,6 +64,10 @@ class Ledger:
 
     def deliveries(self) -> list[int]:
         return [start.delivery for start in self.starts()]
+
+    def counts(self) -> Counter[tuple[str, str]]:
+        """How often each item has started."""
+        return Counter(start.item for start in self.starts())
 
     def __len__(self) -> int:
         return len(self.starts())
@@ -140,6 +149,26 @@ class Cluster:
         names = [member.decode() for member in members]
         return next((name for name in names if name.split("-")[-2] == str(process.pid)), None)
 
+    def beating(self, process: Process) -> list[int]:
+        """The processes that beat for a worker."""
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        return [int(pid) for pid in children if b"lockstep.broker.beat" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def last_beat(self, process: Process) -> float:
+        """When a worker has beaten last, by the server's clock in seconds."""
+        score: Any = self.redis.zscore(self.names.beats, self.worker_name(process) or "")
+        return float(score) / 1000
+
+    def now(self) -> float:
+        """The server's clock in seconds."""
+        seconds, micros = self.redis.time()
+        return float(seconds) + micros / 1e6
+
+    def pass_time(self, process: Process, seconds: float) -> None:
+        """Wait until a worker has gone on beating for so long: all that others might do about it is done by then."""
+        since = self.last_beat(process)
+        self.until(lambda: self.last_beat(process) >= since + seconds, "the worker goes on beating")
+
     def claimed(self, process: Process) -> int:
         """How many jobs Redis believes a worker to hold."""
         held: Any = self.redis.hlen(self.names.claims(self.worker_name(process) or ""))
@@ -188,12 +217,12 @@ class Cluster:
             steps: int = connection.execute(select(func.count()).select_from(schema.steps)).scalar_one()
             return steps
 
-    def journalled(self, run: Run) -> set[str]:
-        """The paths of the run's items whose results are stored."""
+    def journalled(self, run: Run) -> set[tuple[str, str]]:
+        """The run's items whose results are stored."""
         row = schema.journal.c
         with self.reading() as connection:
             done = connection.execute(select(row.path).where(row.run_id == run.run_id, row.kind == "done")).scalars()
-            return {path.hex() for path in done}
+            return {(run.run_id, path.hex()) for path in done}
 
     def until(self, condition: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> None:
         """Wait for something that happens in other processes."""
@@ -257,13 +286,6 @@ def figure(record_property: Callable[[str, object], None]) -> Figure:
         sys.stdout.write(f"\n    {name}: {shown}\n")
 
     return note
-
-
-@pytest.fixture(scope="session")
-def redis_server() -> Iterator[RedisServer]:
-    server = RedisServer()
-    yield server
-    server.stop()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.distributed.conftest import COMMAND, FLOWS, Cluster
-from tests.distributed.servers import free_port
+from tests.servers import free_port
 
 from lockstep import Client, ConfigurationError, NodeFailedError, RunCancelledError, RunExistsError, UnknownGraphError
 from lockstep.broker.inspection import whereabouts

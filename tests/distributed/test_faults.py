@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
-from collections import Counter
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,10 +19,12 @@ from tests.distributed.conftest import (
     assert_as_embedded,
 )
 from tests.distributed.flows import DEATH
-from tests.distributed.servers import PostgresServer, RedisServer
+from tests.servers import PostgresServer, RedisServer
 
-from lockstep import NodeFailedError, PoisonError, Run
+from lockstep import PoisonError, Run
+from lockstep.broker.connection import ANSWER_TIMEOUT_SECONDS
 from lockstep.broker.presence import BEAT_SECONDS, BEATS_TO_MISS
+from lockstep_coordinator.lease import holder_name, is_dead
 from lockstep_coordinator.run import MAX_REDELIVERIES
 
 OUTAGE_SECONDS = 20.0
@@ -49,7 +51,7 @@ def test_tasks_of_a_killed_worker_run_elsewhere(cluster: Cluster, ledger: Ledger
     value = {"width": 12, "ledger": str(ledger), "gate": str(gate)}
     run = cluster.client.submit("fan", value)
     cluster.until(lambda: len(ledger) == 4, "all slots are taken")
-    started = {start.path for start in ledger.starts()}
+    started = {start.item for start in ledger.starts()}
     # when it is killed, and another one is there
     cluster.worker("--concurrency", "12")
     cluster.until(lambda: len(ledger) == 12, "the other one takes what is left")
@@ -63,7 +65,7 @@ def test_tasks_of_a_killed_worker_run_elsewhere(cluster: Cluster, ledger: Ledger
     # and only they; and the run ends as if nothing had happened
     gate.touch()
     run.result(PATIENCE_SECONDS)
-    assert {start.path for start in ledger.starts() if start.delivery == 2} == started
+    assert {start.item for start in ledger.starts() if start.delivery == 2} == started
     assert len(ledger) == 16
     assert_as_embedded({run: ("fan", value)})
 
@@ -164,12 +166,49 @@ def test_a_node_that_ends_its_worker_is_poison_and_its_batch_mates_are_not(
     error = poisoned.error
     assert isinstance(error, PoisonError)
     assert error.node_id == "leaf"
-    tries = Counter(start.path for start in ledger.starts())
+    tries = ledger.counts()
     assert tries.most_common(1)[0][1] == 1 + MAX_REDELIVERIES
     # and what shared a job with it is done, whoever's it is
     assert len(cluster.journalled(poisoned)) == 1 + 19
-    assert max(count for path, count in tries.items() if path in cluster.journalled(poisoned)) <= 2
+    assert max(tries[item] for item in cluster.journalled(poisoned)) <= 2
     assert_as_embedded({mate: ("fan", {"width": 20})})
+
+
+def test_a_worker_whose_beats_end_beats_again(cluster: Cluster, ledger: Ledger, gate: Path) -> None:
+    # given a worker with running tasks, and another one that would get them
+    cluster.coordinator()
+    worker = cluster.worker("--concurrency", "2")
+    value = {"width": 2, "ledger": str(ledger), "gate": str(gate)}
+    run = cluster.client.submit("fan", value)
+    cluster.until(lambda: len(ledger) == 2, "the tasks run")
+    cluster.worker("--concurrency", "2")
+    # when the process that beats for it is killed
+    [beating] = cluster.beating(worker)
+    os.kill(beating, signal.SIGKILL)
+    # then another one does, and the worker keeps its tasks
+    cluster.until(lambda: cluster.beating(worker) not in ([], [beating]), "another process beats")
+    cluster.pass_time(worker, BEAT_SECONDS * (BEATS_TO_MISS + 2))
+    gate.touch()
+    run.result(PATIENCE_SECONDS)
+    assert ledger.deliveries() == [1, 1]
+
+
+def test_a_worker_is_dead_when_it_is_also_if_what_its_node_has_forked_lives_on(
+    cluster: Cluster, ledger: Ledger, gate: Path
+) -> None:
+    # given a worker whose node has forked a process, which has a copy of all that the worker had open
+    graphs = (f"{FLOWS}:forking",)
+    cluster.coordinator(graphs=graphs)
+    worker = cluster.worker(graphs=graphs)
+    run = cluster.client.submit("forking", {"ledger": str(ledger), "gate": str(gate)})
+    cluster.until(lambda: len(ledger) == 1, "the node runs")
+    # when the worker is killed
+    cluster.worker(graphs=graphs)
+    cluster.kill(worker)
+    # then its task runs elsewhere
+    cluster.until(lambda: ledger.deliveries() == [1, 2], "the task is handed out again")
+    gate.touch()
+    assert run.result(PATIENCE_SECONDS)["n"] == 1
 
 
 # --- coordinators -------------------------------------------------------------------------------------------------------------
@@ -189,7 +228,7 @@ def test_a_killed_coordinators_runs_are_moved_by_another(
     if where == "on another host":
         cluster.move_to_another_host(first)
     # when one coordinator is killed
-    before = {path for run in chains for path in cluster.journalled(run)}
+    before = {item for run in chains for item in cluster.journalled(run)}
     theirs = [run for run in chains if cluster.owner_of(run) is first]
     assert theirs
     cluster.kill(first)
@@ -203,8 +242,8 @@ def test_a_killed_coordinators_runs_are_moved_by_another(
     # and nothing ran twice: neither what was stored before, nor what was handed out
     for run in chains:
         run.result(PATIENCE_SECONDS)
-    starts = Counter(start.path for start in ledger.starts())
-    assert {starts[path] for path in before} == {1}
+    starts = ledger.counts()
+    assert {starts[item] for item in before} == {1}
     assert set(starts.values()) == {1}
     assert_as_embedded(chains)
 
@@ -229,6 +268,41 @@ def test_a_takeover_hands_out_nothing_that_waits_or_runs(cluster: Cluster, ledge
     run.result(PATIENCE_SECONDS)
     assert ledger.deliveries() == [1] * 30
     assert_as_embedded({run: ("fan", value)})
+
+
+def test_a_worker_that_is_handed_what_it_has_gives_all_of_it_up(cluster: Cluster, ledger: Ledger, gate: Path) -> None:
+    # given a worker that was stopped while nobody looked: the next coordinator knows nothing of its task
+    first = cluster.coordinator()
+    worker = cluster.worker("--drain-seconds", "600")
+    name = cluster.worker_name(worker) or ""
+    value = {"steps": 1, "ledger": str(ledger), "gate": str(gate)}
+    run = cluster.client.submit("chain", value)
+    cluster.until(lambda: len(ledger) == 1, "the task runs")
+    worker.send_signal(signal.SIGSTOP)
+    cluster.terminate(first)
+    silent = BEAT_SECONDS * BEATS_TO_MISS + 1
+    cluster.until(lambda: cluster.now() > cluster.last_beat(worker) + silent, "the worker counts as dead")
+    cluster.coordinator()
+    cluster.until(lambda: cluster.queued() == 1, "the task is handed out anew")
+    # when it goes on, and gets the task once more
+    worker.send_signal(signal.SIGCONT)
+    cluster.until(lambda: cluster.redis.hlen(cluster.names.claims(name)) == 2, "it has both")
+    gate.touch()
+    # then the run ends, and the worker holds nothing, so it can end
+    assert_as_embedded({run: ("chain", value)})
+    cluster.until(lambda: not cluster.redis.exists(cluster.names.claims(name)), "nothing is claimed")
+    cluster.terminate(worker)
+
+
+def test_a_process_of_another_place_is_not_taken_for_dead() -> None:
+    # given a holder whose process id is another process's here
+    place, pid, started = holder_name().rsplit(":", 2)
+    host, boot, namespace = place.split("/")
+    assert not is_dead(f"{place}:{pid}:{started}")
+    assert is_dead(f"{place}:{pid}:1")
+    # then that says something only in the same namespace of process ids, on the same machine since it was started
+    for other in (f"other/{boot}/{namespace}", f"{host}/00000000/{namespace}", f"{host}/{boot}/1"):
+        assert not is_dead(f"{other}:{pid}:1")
 
 
 def test_a_coordinator_that_was_stopped_for_longer_than_its_lease_disturbs_nobody(cluster: Cluster, ledger: Ledger) -> None:
@@ -309,6 +383,52 @@ def test_a_redis_that_was_away_and_has_lost_everything(database: Any, tmp_path: 
         server.stop()
 
 
+def test_a_redis_that_hangs(database: Any, tmp_path: Path, ledger: Ledger, figure: Figure) -> None:
+    # given runs under way, over a Redis of their own
+    server = RedisServer()
+    cluster = Cluster(database.url, server.url, tmp_path)
+    try:
+        cluster.coordinator()
+        cluster.coordinator()
+        cluster.worker("--concurrency", "8")
+        cluster.worker("--concurrency", "8")
+        runs = submit_many(cluster, ledger, chains=10, fans=10)
+        cluster.until(lambda: len(ledger) > 300, "the runs are under way")
+        # when it answers nobody for longer than anybody waits, and then carries out what was asked, for nobody
+        server.signal(signal.SIGSTOP)
+        time.sleep(2.5 * ANSWER_TIMEOUT_SECONDS)
+        known = len(ledger)
+        server.signal(signal.SIGCONT)
+        back = time.monotonic()
+        # then everything goes on by itself, in the same processes
+        cluster.until(lambda: len(ledger) > known, "nodes start again")
+        figure("seconds from when Redis answers again to the next start of a node", time.monotonic() - back)
+        for run in runs:
+            run.result(PATIENCE_SECONDS)
+        assert_alive(cluster)
+        figure("starts beyond one for each item", len(ledger) - 10 * 40 - 10 * 60)
+        assert_as_embedded(runs)
+    finally:
+        cluster.close()
+        server.stop()
+
+
+@pytest.mark.parametrize("role", ["coordinator", "worker"])
+def test_a_process_can_be_ended_while_redis_is_away(database: Any, tmp_path: Path, role: str) -> None:
+    # given a process that has lost its Redis
+    server = RedisServer()
+    cluster = Cluster(database.url, server.url, tmp_path)
+    try:
+        process = cluster.coordinator() if role == "coordinator" else cluster.worker("--drain-seconds", "1")
+        server.stop()
+        cluster.until(lambda: "Redis" in cluster.said(), "it has noticed")
+        # when it is told to end, then it does
+        cluster.terminate(process)
+        assert cluster.lease_of(process) is None
+    finally:
+        cluster.close()
+
+
 def test_a_database_that_was_away(redis_server: RedisServer, tmp_path: Path, ledger: Ledger, figure: Figure) -> None:
     # given runs under way, over a PostgreSQL of their own
     server = PostgresServer()
@@ -333,7 +453,7 @@ def test_a_database_that_was_away(redis_server: RedisServer, tmp_path: Path, led
         assert_alive(cluster)
         # and no node ran twice: the workers have kept the results
         figure("starts beyond one for each item", len(ledger) - 10 * 40 - 10 * 60)
-        assert set(Counter(start.path for start in ledger.starts()).values()) == {1}
+        assert set(ledger.counts().values()) == {1}
         assert_as_embedded(runs)
     finally:
         cluster.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -43,9 +44,6 @@ OUTAGE_PAUSE_SECONDS = 0.5
 RQ_TTL_SECONDS = 30
 """From it, RQ derives how long its own connection waits for an answer."""
 
-BEAT_END_SECONDS = 5.0
-"""How long the process that beats may take to end."""
-
 log = structlog.get_logger()
 
 
@@ -78,6 +76,9 @@ class WorkerProcess:
         self._namespace = namespace
         self._graphs = graphs
         self._drain_seconds = drain_seconds
+        self._beating: subprocess.Popen[bytes] | None = None
+        self.stopping = False
+        """Whether a signal has said to stop."""
         self.link = WorkerLink(url, namespace, self.info)
         self._rq_connection = connect(url)
         check_server(self._rq_connection, url)
@@ -87,16 +88,46 @@ class WorkerProcess:
 
     def run(self) -> None:
         """Work until a signal says to stop."""
-        beating = start_beating(self._url, self._namespace, self.info)
         try:
-            while not (worker := RqWorker(self, self._rq_connection)).work_until_stopped():
-                log.error("the worker's loop has ended; it begins anew", worker=worker.name)
-                time.sleep(OUTAGE_PAUSE_SECONDS)
+            while not self.stopping:
+                self._work()
         finally:
-            assert beating.stdin is not None
-            beating.stdin.close()
-            beating.wait(BEAT_END_SECONDS)
+            self._stop_beating()
             self._close()
+
+    def _work(self) -> None:
+        """RQ's loop, until a signal says to stop, or it ends for another reason."""
+        self.keep_beating()
+        try:
+            RqWorker(self, self._rq_connection).work(logging_level="WARNING")
+        except (RedisError, OSError) as error:
+            log.warning("Redis does not answer", error=str(error))
+        if not self.stopping:
+            log.error("the worker's loop has ended; it begins anew", worker=self.info.name)
+            time.sleep(OUTAGE_PAUSE_SECONDS)
+
+    def keep_beating(self) -> None:
+        """Start the process that says that this one is alive, unless it runs: a silent worker loses all its tasks."""
+        if self._beating is not None and self._beating.poll() is None:
+            return
+        if self._beating is not None:
+            log.warning("the process that beats has ended; another one is started", code=self._beating.returncode)
+            self._stop_beating()
+        self._beating = start_beating(self._url, self._namespace, self.info)
+
+    def _stop_beating(self) -> None:
+        if self._beating is not None:
+            assert self._beating.stdin is not None
+            self._beating.stdin.close()
+            self._beating.kill()  # It may wait for Redis, and has nothing to finish.
+            self._beating.wait()
+
+    def request_stop(self, number: int) -> None:
+        """Make `run` finish what there is and return; asked once more, end the process at once."""
+        if self.stopping:
+            os._exit(128 + number)
+        log.info("stopping", signal=signal.Signals(number).name, worker=self.info.name)
+        self.stopping = True
 
     def start(self, jobs: Sequence[ClaimedJob]) -> None:
         """Execute the tasks of jobs that this process has claimed."""
@@ -161,20 +192,9 @@ class RqWorker(BaseWorker):
         self._next_look = 0.0
         self._shown = ""
 
-    def work_until_stopped(self) -> bool:
-        """RQ's loop; False: it ended without having been told to."""
-        try:
-            self.work(logging_level="WARNING")
-        except (RedisError, OSError) as error:
-            log.warning("Redis does not answer", error=str(error))
-        return self._stop_requested
-
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
-        """SIGTERM or SIGINT: finish; a second one ends the process at once."""
-        if self._stop_requested:
-            raise SystemExit(128 + signum)
-        log.info("stopping", signal=signal.Signals(signum).name, worker=self.name)
-        self._stop_requested = True
+        """SIGTERM or SIGINT. The process knows it, not this object: the next one must stop, too."""
+        self._process.request_stop(signum)
 
     def check_for_suspension(self, burst: bool) -> None:
         """Nothing: the claim itself looks, so that a suspended worker takes nothing."""
@@ -186,9 +206,9 @@ class RqWorker(BaseWorker):
 
     def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:
         """The next jobs, as soon as slots are free; None when the worker is to stop."""
-        while not self._stop_requested:
+        while not self._process.stopping:
             try:
-                self.heartbeat()
+                self._look()
                 self._process.hand_back_waiting(WAIT_FOR_SLOT_SECONDS, "it waited for a slot")
                 room = self._process.claims.wait_for_room(LOOK_SECONDS)
                 if self._process.sender.is_full:
@@ -208,11 +228,15 @@ class RqWorker(BaseWorker):
         self._process.start(job)
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
+        """Nothing: an error here would end RQ's loop. Between jobs, the worker looks."""
+
+    def _look(self) -> None:
         """Once a second: tell RQ's registry how this worker is; after it has forgotten, register anew."""
         now = time.monotonic()
         if now < self._next_look:
             return
         self._next_look = now + LOOK_SECONDS
+        self._process.keep_beating()
         known, suspended = self.connection.exists(self.key), self.connection.exists(WORKERS_SUSPENDED)
         if not known:
             self.register_birth()
@@ -230,6 +254,6 @@ class RqWorker(BaseWorker):
 
     def teardown(self) -> None:
         """Finish first; then RQ takes the worker off its lists."""
-        if self._stop_requested:
+        if self._process.stopping:
             self._process.drain()
         super().teardown()  # type: ignore[no-untyped-call]

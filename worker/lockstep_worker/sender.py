@@ -76,8 +76,9 @@ class ResultSender:
             batch += self._gather(max(0.0, next_check - time.monotonic()) if not batch else 0.0)
             try:
                 if batch:
-                    self._send(batch)
+                    marker = self._send(batch)
                     batch = []
+                    self._compare(marker)
                 if time.monotonic() >= next_check:
                     next_check = time.monotonic() + CHECK_SECONDS
                     self._check()
@@ -97,7 +98,8 @@ class ResultSender:
             pass
         return batch
 
-    def _send(self, batch: Sequence[Outgoing]) -> None:
+    def _send(self, batch: Sequence[Outgoing]) -> str:
+        """Send these, and keep them; the server's marker."""
         answers: dict[str, list[Answer]] = {}
         for outgoing in batch:
             answers.setdefault(outgoing.partition_id, []).append(outgoing.answer)
@@ -107,7 +109,7 @@ class ResultSender:
         with self._sent:
             self._unsent -= len(batch)
             self._sent.notify_all()
-        self._compare(marker)
+        return marker
 
     def _keep(self, entries: Sequence[tuple[SentEntry, Sequence[Answer]]]) -> None:
         for entry, some in entries:
@@ -117,8 +119,9 @@ class ResultSender:
     def _check(self) -> None:
         """Forget the results that have been stored: their entries, and all older ones, are gone from the stream."""
         first, marker = self._link.first_entries([name for name, kept in self._kept.items() if kept])
-        self._compare(marker)
         if marker != self._marker:
+            # An entry may be gone because the server has lost it: what was read says nothing of what has been stored.
+            self._compare(marker)
             return
         for partition_id, entry_id in first.items():
             kept = self._kept[partition_id]
@@ -129,21 +132,15 @@ class ResultSender:
         """When the server has lost its memory, say again what this worker holds, and send again what it keeps."""
         if not marker or marker == self._marker:
             return
-        forgotten, self._marker = self._marker != "", marker
-        if not forgotten:
-            return
-        log.warning("Redis has lost its memory; claims and results are sent again")
-        self._say_claims()
-        kept, self._kept, self._kept_answers = self._kept, {}, 0
-        answers = {name: [answer for _, some in entries for answer in some] for name, entries in kept.items()}
-        try:
+        if self._marker:
+            log.warning("Redis has lost its memory; claims and results are sent again")
+            self._say_claims()
+            answers = {name: [answer for _, some in entries for answer in some] for name, entries in self._kept.items()}
             entries, _ = self._link.send(answers, [])
-        except (RedisError, OSError):
-            # Once more at the next opportunity: the marker must look new again.
-            self._kept, self._marker = kept, "lost"
-            self._kept_answers = sum(len(some) for entries in kept.values() for _, some in entries)
-            raise
-        self._keep(entries)
+            self._kept, self._kept_answers = {}, 0
+            self._keep(entries)
+        # Last: what could not be said now is said at the next opportunity.
+        self._marker = marker
 
     def close(self) -> None:
         """Stop sending; what is not sent is lost, and its tasks are handed out again. Idempotent."""

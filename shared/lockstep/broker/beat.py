@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 import sys
 import uuid
@@ -57,11 +58,15 @@ def say_alive(client: redis.Redis, names: Names, info: WorkerInfo) -> None:
 
 
 def main() -> None:
-    """Beat until stdin ends."""
+    """Beat as long as the worker is there."""
     worker = os.getppid()
+    # Who stops a service often tells all its processes, and the worker needs beats until it has finished.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     beat = msgspec.json.decode(sys.stdin.buffer.readline(), type=Beat)
     names, client = Names(beat.namespace), connect(beat.url)
-    while True:
+    # A process that a node has forked may hold the other end of stdin open when the worker has died.
+    while os.getppid() == worker:
         if not _is_stopped(worker):
             try:
                 say_alive(client, names, beat.info)

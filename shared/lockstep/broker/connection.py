@@ -11,7 +11,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
 from lockstep.config import masked
-from lockstep.errors import BrokerUnavailableError, ConfigurationError
+from lockstep.errors import BrokerUnavailableError, ConfigurationError, LockstepError
 
 CONNECT_TIMEOUT_SECONDS = 3.0
 ANSWER_TIMEOUT_SECONDS = 5.0
@@ -50,9 +50,17 @@ def translated(url: str) -> Iterator[None]:
 
 
 def check_server(client: redis.Redis, url: str) -> None:
-    """Make sure that the server can be used. Raises BrokerUnavailableError if it does not answer, ConfigurationError if it
-    would throw away our keys, or spreads them over a cluster.
+    """Make sure that the server can be used, or close the client. Raises BrokerUnavailableError if it does not answer,
+    ConfigurationError if it would throw away our keys, or spreads them over a cluster.
     """
+    try:
+        _check_server(client, url)
+    except LockstepError:
+        client.close()
+        raise
+
+
+def _check_server(client: redis.Redis, url: str) -> None:
     with translated(url):
         mode = str(client.info("server").get("redis_mode", "standalone"))
         try:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+EXECUTION = ":lockstep"
+"""What follows a job's id in RQ's list of what runs, where RQ has the id of an execution."""
+
 
 class Names:
     """The keys of a namespace. Those under `rq` have the names that RQ gives them, so its tools see our queues and workers."""

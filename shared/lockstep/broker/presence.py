@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import redis
 
-from lockstep.broker.names import Names
+from lockstep.broker.names import EXECUTION, Names
 
 BEAT_SECONDS = 2.0
 """How often a worker says that it is alive."""
@@ -76,7 +76,7 @@ def read_presence(client: redis.Redis, names: Names) -> Presence:
                 presence.claimed_by[job_id.decode()] = name.decode()
             else:
                 presence.jobs_of_dead.add(job_id.decode())
-                pipe.zrem(names.running_prefix + queue, job_id)
+                pipe.zrem(names.running_prefix + queue, job_id.decode() + EXECUTION)
         if now - beat > PRESENCE_TTL_SECONDS * 1000:
             pipe.zrem(names.beats, name)
     pipe.execute()

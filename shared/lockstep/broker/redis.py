@@ -14,11 +14,12 @@ import time
 import uuid
 from collections import OrderedDict, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
 import structlog
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from lockstep.broker.connection import check_server, connect, translated
 from lockstep.broker.names import Names, rq_now
@@ -119,7 +120,7 @@ class RedisBroker:
                     alone = "" if self._travels_in_batch(task) else "1"
                     encoded += (encode_task(task, digests[task.state]), _identity(task), alone)
                 self._add_enqueue(pipe, queue, some, encoded)
-            answers: list[list[bytes] | None] = pipe.execute()[uploads:]
+            answers: list[list[bytes] | None] = self._answers(pipe)[uploads:]
         accepted: dict[str, int] = {}
         for (queue, some), jobs in zip(by_queue.items(), answers, strict=True):
             accepted[queue] = self._note(some, jobs or [])
@@ -128,6 +129,18 @@ class RedisBroker:
             accepted[task.queue] -= 1
             verdicts.append(accepted[task.queue] >= 0)
         return verdicts
+
+    def _answers(self, pipe: Any) -> list[Any]:
+        """The answers to a pipeline; None for what the server has no memory for, so it is to be tried again."""
+        answers = pipe.execute(raise_on_error=False)
+        errors = [answer for answer in answers if isinstance(answer, RedisError)]
+        for error in errors:
+            if not isinstance(error, OutOfMemoryError):
+                raise error
+        if errors:
+            log.warning("Redis has no memory left; tasks wait", error=str(errors[0]))
+            self._uploaded.clear()
+        return [None if isinstance(answer, RedisError) else answer for answer in answers]
 
     def _add_enqueue(self, pipe: Any, queue: str, tasks: Sequence[Task], encoded: Sequence[bytes | str]) -> None:
         names = self._names
@@ -243,7 +256,8 @@ class RedisBroker:
     def wake(self) -> None:
         self._woken.set()
         for partition_id in itertools.islice(self._owned, 1):
-            with self._translated():
+            # If this does not work, `receive` says so, or returns soon by itself.
+            with suppress(RedisError, OSError):
                 self._redis.xadd(self._names.results(partition_id), {"wake": ""})
 
     def lost(self) -> list[Outstanding]:

@@ -1,6 +1,8 @@
 """What must happen in one step inside Redis, as Lua scripts. Each says what it takes and returns.
 
-Some name keys that they only compute; a cluster would not allow that, and is refused at the start.
+Some name keys that they only compute; a cluster would not allow that, and is refused at the start. When the server has no
+memory left, it stops a script at a command that may need some, unless the script has begun to write: those that must work
+then, or nothing could ever be freed, begin with a command that needs none.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 OWN = """
 -- Says who owns partitions. A newer owner stays: the caller may have been suspended on its way here.
 -- KEYS: epochs. ARGV: each partition's id and epoch
+redis.call('PERSIST', KEYS[1])
 for arg = 1, #ARGV, 2 do
     local stored = redis.call('HGET', KEYS[1], ARGV[arg])
     if not stored or tonumber(stored) < tonumber(ARGV[arg + 1]) then redis.call('HSET', KEYS[1], ARGV[arg], ARGV[arg + 1]) end
@@ -61,11 +64,12 @@ return jobs
 CLAIM = """
 -- Takes jobs out of the queues, one queue after the other, until it has as many tasks as the worker has room for.
 -- KEYS: suspended, claims
--- ARGV: job prefix, queue prefix, depth prefix, bell prefix, refused prefix, running prefix, room, claims TTL, then the queues
+-- ARGV: job prefix, queue prefix, depth prefix, bell prefix, refused prefix, running prefix, room, claims TTL, execution,
+--       then the queues
 -- Returns for each job its id, its queue and its data.
 if redis.call('EXISTS', KEYS[1]) == 1 then return {} end
 local room, claimed = tonumber(ARGV[7]), {}
-for arg = 9, #ARGV do
+for arg = 10, #ARGV do
     local name = ARGV[arg]
     local queue, popped = ARGV[2] .. name, false
     while room > 0 do
@@ -79,7 +83,7 @@ for arg = 9, #ARGV do
         redis.call('DEL', job)
         if not fields['err'] and fields[1] then
             redis.call('HSET', KEYS[2], id, '[' .. cjson.encode(name) .. ',' .. (fields[2] or '[]') .. ']')
-            redis.call('ZADD', ARGV[6] .. name, '+inf', id)
+            redis.call('ZADD', ARGV[6] .. name, '+inf', id .. ARGV[9])
             claimed[#claimed + 1] = {id, name, fields[1]}
             room = room - tasks
         end
@@ -125,9 +129,9 @@ BEAT = """
 -- ARGV: name, description, TTL, new marker, time (ISO), RQ's TTL
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('EXPIRE', KEYS[3], ARGV[3])
 redis.call('ZADD', KEYS[1], now, ARGV[1])
 redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3])
-redis.call('EXPIRE', KEYS[3], ARGV[3])
 if redis.call('EXISTS', KEYS[4]) == 1 then
     redis.call('HSET', KEYS[4], 'last_heartbeat', ARGV[5])
     redis.call('EXPIRE', KEYS[4], ARGV[6])
@@ -140,6 +144,7 @@ MARK = """
 -- Returns it, and the server's time in milliseconds.
 local time = redis.call('TIME')
 local now = string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000))
+redis.call('PERSIST', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[1] .. ':' .. now, 'NX')
 return {redis.call('GET', KEYS[1]), now}
 """
@@ -149,6 +154,7 @@ RECOUNT = """
 -- Returns the ids in the queue.
 local ids, depth = redis.call('LRANGE', KEYS[1], 0, -1), 0
 for _, id in ipairs(ids) do depth = depth + tonumber(string.match(id, '%-(%d+)$') or '1') end
+redis.call('DEL', KEYS[2])
 redis.call('SET', KEYS[2], depth)
 return ids
 """

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from lockstep.broker.connection import connect
-from lockstep.broker.names import Names
+from lockstep.broker.names import EXECUTION, Names
 from lockstep.broker.presence import PRESENCE_TTL_SECONDS, WorkerInfo
 from lockstep.broker.scripts import CLAIM
 from lockstep.records import HandedBack, Task, TaskResult
@@ -79,6 +79,7 @@ class WorkerLink:
             names.running_prefix,
             room,
             PRESENCE_TTL_SECONDS,
+            EXECUTION,
             *self._queues,
         )
         jobs = []
@@ -118,11 +119,10 @@ class WorkerLink:
         return ClaimedJob(job_id, queue, tasks, refused)
 
     def _state_of(self, message: TaskMessage) -> bytes | None:
-        """The state of a task; None: it travels by reference, and is not there any more."""
+        """The state of a task; None: it is not there, most likely because it travels by reference and has expired."""
         digest = message.state_sha256
         if digest is None:
-            assert message.state is not msgspec.UNSET
-            return bytes(message.state)
+            return None if message.state is msgspec.UNSET else bytes(message.state)
         if digest in self._states:
             self._states.move_to_end(digest)
             return self._states[digest]
@@ -169,7 +169,7 @@ class WorkerLink:
         if jobs:
             pipe.hdel(self.names.claims(self._info.name), *[job_id for job_id, _ in jobs])
         for job_id, queue in jobs:
-            pipe.zrem(self.names.running_prefix + queue, job_id)
+            pipe.zrem(self.names.running_prefix + queue, job_id + EXECUTION)
 
     def first_entries(self, partitions: Iterable[str]) -> tuple[dict[str, bytes | None], str]:
         """The oldest entry that is left in the stream of each partition (older ones are stored), and the marker."""

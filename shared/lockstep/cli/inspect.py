@@ -65,7 +65,7 @@ class ReadOnly:
 def runs(status: str | None, graph: str | None, limit: int, after: str | None, store: str | None, as_json: bool) -> None:
     """List runs, ascending by id."""
     wanted = RunStatus(status) if status else None
-    with closing(open_store(read_settings(store=store).store_url)) as opened:
+    with closing(open_store(read_settings(store=store).store_url, create=False)) as opened:
         rows = opened.find_runs(status=wanted, graph=graph, after=after, limit=limit)
     if as_json:
         print_json([_listed(row) for row in rows])
@@ -100,7 +100,7 @@ def _iso(milliseconds: int) -> str:
 @json_option
 def show(run_id: str, step: int | None, history: bool, store: str | None, as_json: bool) -> None:
     """Show a run: its state, where it stands, and what it has done."""
-    with closing(open_store(read_settings(store=store).store_url)) as opened:
+    with closing(open_store(read_settings(store=store).store_url, create=False)) as opened:
         found = Run(run_id, ReadOnly(opened))
         record = run_record(found)
         if step is not None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from lockstep.ports import Store
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, *, create: bool = True) -> Store:
     """The store at `url`: memory://, sqlite:///path, or postgresql+psycopg://...; its schema is brought up to date first.
+
+    With create=False, for those who only read, a SQLite file that does not exist is not made: that is a ConfigurationError.
 
     Raises ConfigurationError for a URL of another kind, StoreUnavailableError if the database does not answer or refuses.
     """
@@ -16,4 +18,4 @@ def open_store(url: str) -> Store:
         return MemoryStore()
     from lockstep.store.sql import SqlStore
 
-    return SqlStore(url)
+    return SqlStore(url, create=create)

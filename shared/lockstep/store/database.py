@@ -16,6 +16,11 @@ class Database(Protocol):
     """A kind of database. Its connections are in autocommit; a transaction is what `writing` makes."""
 
     engine: sa.Engine
+    remedy: str
+    """What to look at when it does not work."""
+
+    def check_exists(self) -> None:
+        """Raise ConfigurationError if there is nothing yet, and connecting would make it."""
 
     def writing(self, connection: sa.Connection) -> AbstractContextManager[None]:
         """One transaction on the connection: committed at the end, rolled back after an exception."""

@@ -38,6 +38,8 @@ _ARRAYS = {"BIGINT": "bigint[]", "INTEGER": "integer[]", "BYTEA": "bytea[]"}
 class PostgresDatabase:
     """A PostgreSQL database. See `lockstep.store.database.Database`."""
 
+    remedy = "check that its server runs and has room, and that the URL's host, database, user and password are right"
+
     def __init__(self, url: sa.URL) -> None:
         options = f"-c lock_timeout={LOCK_TIMEOUT_MS} -c idle_in_transaction_session_timeout={LOCK_TIMEOUT_MS}"
         self.engine = sa.create_engine(
@@ -46,6 +48,9 @@ class PostgresDatabase:
             pool_pre_ping=True,
             connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "options": options},
         )
+
+    def check_exists(self) -> None:
+        pass  # Connecting makes none.
 
     @contextmanager
     def writing(self, connection: sa.Connection) -> Iterator[None]:
@@ -131,24 +136,31 @@ class PostgresCommit(GroupCommit):
         ]
         try:
             with driver.pipeline():
-                driver.execute("BEGIN", prepare=False)
+                self._unprepared("BEGIN")
                 driver.execute(self._fence, (self._lease_ms, commit_id, lease_id))
                 for statement in statements:
                     if statement is not None:
                         driver.execute(*statement)
-                # Never prepared: where the pool has used it before, psycopg does not notice that a pipeline ended before it.
-                driver.execute("COMMIT", prepare=False)
+                self._unprepared("COMMIT")
         except psycopg.errors.DivisionByZero:
-            driver.execute("ROLLBACK")
+            self._unprepared("ROLLBACK")
             held = driver.execute("SELECT 1 FROM leases WHERE lease_id = %s", (lease_id,)).fetchone()
             if held is None:
                 return False
             raise Conflict from None
         except BaseException:
             if not driver.closed and driver.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
-                driver.execute("ROLLBACK")
+                self._unprepared("ROLLBACK")
             raise
         return True
+
+    def _unprepared(self, command: str) -> None:
+        """Execute BEGIN, COMMIT or ROLLBACK.
+
+        The pool may have executed it on this connection before. Of such a statement, psycopg does not notice that a pipeline
+        ended before it was prepared, and would from then on ask the server for what it does not have.
+        """
+        self._driver.execute(command, prepare=False)
 
 
 class Arrays:

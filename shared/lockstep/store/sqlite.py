@@ -6,12 +6,14 @@ The statements of the commit are SQLAlchemy's, compiled once; the driver execute
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import sqlalchemy as sa
 from sqlalchemy import bindparam
@@ -33,6 +35,8 @@ class SqliteDatabase:
     `?synchronous=full` in its URL makes every commit wait for the disk, not only those that somebody outside relies on.
     """
 
+    remedy = "check that its folder exists, can be written and has room"
+
     def __init__(self, url: sa.URL) -> None:
         synchronous = url.query.get("synchronous", "relied")
         if synchronous not in ("relied", "full"):
@@ -40,6 +44,17 @@ class SqliteDatabase:
         self._always_wait = synchronous == "full"
         self.engine = sa.create_engine(url.difference_update_query(["synchronous"]))
         sa.event.listen(self.engine, "connect", _set_up)
+
+    def check_exists(self) -> None:
+        name = self.engine.url.database or ""
+        # SQLite's own form of a name is a URL too.
+        file = os.path.abspath(unquote(urlsplit(name).path) if name.startswith("file:") else name)
+        if not os.path.exists(file):
+            raise ConfigurationError(
+                f"there is no database file {file}; check the store's URL and the working directory, "
+                f"or make the file with `lockstep migrate`",
+                option="store",
+            )
 
     @contextmanager
     def writing(self, connection: sa.Connection) -> Iterator[None]:

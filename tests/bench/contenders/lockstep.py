@@ -1,24 +1,34 @@
 """Lockstep, embedded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from tests.bench.contenders.child import Job, measure
-from tests.bench.shapes import SHAPES, Counter
+from tests.bench.contenders.child import Job, Runner, measure
+from tests.bench.contenders.stored import Stored
 
-from lockstep import END, START, Engine, Graph
+from lockstep import END, START, Engine, Graph, Send
 
 
 @contextmanager
-def opened(job: Job) -> Iterator[Callable[[str], Any]]:
-    graph = SHAPES[job.shape](Graph(Counter), START, END, **job.parameters)
-    url = "memory://" if job.settings["store"] == "memory" else f"sqlite:///{job.directory}/lockstep.db"
-    if job.settings.get("wait"):
-        url += "?synchronous=full"
-    with Engine(graph, url) as engine:
-        yield lambda run_id: engine.invoke({"n": 0}, run_id=run_id)
+def opened(job: Job) -> Iterator[Runner]:
+    graph = job.shaped.build(Graph(job.shaped.state), START, END, Send, **job.parameters)
+    with Engine(graph, _url(job)) as engine:
+        if not job.postgres:
+            yield Runner(lambda run_id: engine.invoke(job.shaped.begin, run_id=run_id))
+            return
+        with Stored(job.postgres) as stored:
+            yield Runner(lambda run_id: engine.submit(job.shaped.begin, run_id=run_id), stored.ended, stored.latency_ms)
+
+
+def _url(job: Job) -> str:
+    match job.settings["store"]:
+        case "memory":
+            return "memory://"
+        case "sqlite":
+            return f"sqlite:///{job.directory}/lockstep.db" + ("?synchronous=full" if job.settings.get("wait") else "")
+        case _:
+            return job.postgres
 
 
 if __name__ == "__main__":
-    measure(opened, ["lockstep-graph", "SQLAlchemy"])
+    measure(opened, ["lockstep-graph", "SQLAlchemy", "psycopg"])

@@ -24,18 +24,19 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """A Redis that keeps nothing on disk, so that stopping it is losing everything."""
+    """A Redis that keeps nothing on disk, so that stopping it is losing everything. `settings` are more of its arguments."""
 
-    def __init__(self) -> None:
+    def __init__(self, *settings: str, password: str = "") -> None:
         self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.url = f"redis://{':' + password + '@' if password else ''}127.0.0.1:{self.port}/0"
+        self._settings = [*settings, *(["--requirepass", password] if password else [])]
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
     def start(self) -> None:
         program = shutil.which("redis-server")
         assert program, "redis-server is needed: on Debian and Ubuntu, apt-get install redis-server"
-        arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", *self._settings]
         self._process = subprocess.Popen([program, *arguments], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + START_SECONDS
         with redis.Redis.from_url(self.url) as client:
@@ -46,6 +47,10 @@ class RedisServer:
                 except redis.exceptions.RedisError:
                     assert time.monotonic() < deadline, "redis-server does not start"
                     time.sleep(0.02)
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def stop(self) -> None:
         assert self._process is not None

@@ -1,0 +1,118 @@
+"""A worker's results: kept until they are stored, and sent again when Redis has forgotten them."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from tests.servers import RedisServer
+
+from lockstep.broker.presence import WorkerInfo
+from lockstep.broker.worker import WorkerLink
+from lockstep.records import TaskResult
+from lockstep.wire import decode_results
+from lockstep_worker.sender import Outgoing, ResultSender
+
+PATIENCE_SECONDS = 30.0
+
+
+def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class Sending:
+    """A sender, and what it has left in Redis. `refusals` are the errors that saying the claims meets next."""
+
+    def __init__(self, url: str) -> None:
+        self.redis = redis.Redis.from_url(url)
+        info = WorkerInfo(name="w", host="h", pid=1, slots=1, queues=("default",), graphs=())
+        self.link = WorkerLink(url, uuid.uuid4().hex, info)
+        self.refusals: list[Exception] = []
+        self.claims_said = 0
+        self.forget("first")
+        self.sender = ResultSender(self.link, self._say_claims)
+
+    def _say_claims(self) -> None:
+        if self.refusals:
+            raise self.refusals.pop()
+        self.claims_said += 1
+
+    def forget(self, marker: str) -> None:
+        """Redis loses its memory, and somebody notices."""
+        with self.redis.pipeline() as pipe:
+            pipe.flushall()
+            pipe.set(self.link.names.marker, marker)
+            pipe.execute()
+
+    def put(self, path: bytes) -> None:
+        result = TaskResult(run_id="run", path=path, delivery=1, outcome=b"{}")
+        self.sender.put(Outgoing("p", result, None))
+
+    def stored(self) -> None:
+        """The coordinator has stored what there is."""
+        stream = self.link.names.results("p")
+        entries: Any = self.redis.xrange(stream)
+        self.redis.xdel(stream, *[entry_id for entry_id, _ in entries])
+
+    def sent(self) -> list[bytes]:
+        entries: Any = self.redis.xrange(self.link.names.results("p"))
+        return [result.path for _, fields in entries for result in decode_results(fields[b"results"])]
+
+    def close(self) -> None:
+        self.sender.close()
+        self.link.close()
+        self.redis.close()
+
+
+@pytest.fixture
+def sending(redis_server: RedisServer) -> Iterator[Sending]:
+    sending = Sending(redis_server.url)
+    # It knows the marker when it has sent something.
+    sending.put(b"begin")
+    until(lambda: sending.sent() == [b"begin"])
+    sending.stored()
+    until(lambda: not sending.sender._kept_answers)
+    yield sending
+    sending.close()
+
+
+def test_results_are_sent_again_as_often_as_redis_forgets_them(sending: Sending) -> None:
+    # given a result that nobody has stored
+    sending.put(b"one")
+    until(lambda: sending.sent() == [b"one"])
+    # when Redis forgets it again and again, then it is there again, and so are the claims
+    for times in range(1, 4):
+        sending.forget(f"marker {times}")
+        until(lambda: sending.sent() == [b"one"])
+        assert sending.claims_said == times
+    # and when it is stored, it is forgotten here, too
+    sending.stored()
+    until(lambda: not sending.sender._kept_answers)
+    sending.forget("last")
+    until(lambda: sending.claims_said == 4)
+    assert sending.sent() == []
+
+
+def test_what_could_not_be_said_again_is_tried_again(sending: Sending) -> None:
+    # given a result that nobody has stored, and a Redis that has forgotten it and answers now and then
+    sending.put(b"one")
+    until(lambda: sending.sent() == [b"one"])
+    sending.refusals = [redis.ConnectionError("gone"), redis.TimeoutError("slow")]
+    sending.forget("second")
+    # when the next result is sent just then
+    sending.put(b"two")
+    # then all is said in the end
+    until(lambda: set(sending.sent()) == {b"one", b"two"})
+    assert sending.claims_said == 1
+    # and the sender knows that nothing waits
+    assert sending.sender.flush(PATIENCE_SECONDS)
+    sending.stored()
+    until(lambda: not sending.sender._kept_answers)
+    assert not sending.sender._unsent
