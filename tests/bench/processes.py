@@ -71,8 +71,10 @@ class Processes:
                 namespace=stack.enter_context(self._services.namespace()) if "redis" in contender.needs else "",
             )
             measurement = self._done(job, contender, under)
+        if database is None:
+            return measurement
         # Only now: leaving the database counts what was done in it.
-        return replace(measurement, sql=database.counts) if database else measurement
+        return replace(measurement, sql={name: count - measurement.own_statements for name, count in database.counts.items()})
 
     def _done(self, job: Job, contender: Contender, under: tuple[str, ...]) -> Measurement:
         environment = {**os.environ, "LANGSMITH_TRACING": "false"}  # Else the peer would also pay for its telemetry.

@@ -48,7 +48,8 @@ class Measurement:
     """What was seen of all `runs` together: seconds by the clock, and until they were begun; seconds that all threads of this
     process and of those it started spent on a CPU; where Redis was used, how often each command was called there.
 
-    `latency_ms` are percentiles of a step, where the contender knows them; `sql` is counted by whoever made the database.
+    `latency_ms` are percentiles of a step, where the contender knows them; `sql` is counted by whoever made the database, and
+    `own_statements` are those in it that were sent for the benchmark alone, each a transaction.
     """
 
     runs: int
@@ -59,6 +60,7 @@ class Measurement:
     redis_calls: dict[str, int] | None = None
     latency_ms: dict[str, float] = field(default_factory=dict)
     sql: dict[str, int] = field(default_factory=dict)
+    own_statements: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,14 @@ class Runner:
     background carries the run out, and returns its end state. `ended` waits for the runs of some handles, and returns their
     end states in the same order; states that are not at hand may be read when they are looked at: the clock has stopped then.
 
-    `latency_ms` tells what is stored of the runs whose ids begin with "run-".
+    `latency_ms` tells what is stored of the runs whose ids begin with "run-", and `own_statements` how many SQL statements all
+    this has sent beside the contender's.
     """
 
     begin: Callable[[str], Any]
     ended: Callable[[Sequence[Any]], Iterable[State]] = list
     latency_ms: Callable[[], dict[str, float]] = dict
+    own_statements: Callable[[], int] = int
 
 
 def measure(opened: Callable[[Job], AbstractContextManager[Runner]], packages: Sequence[str]) -> None:
@@ -89,6 +93,7 @@ def measure(opened: Callable[[Job], AbstractContextManager[Runner]], packages: S
             counted = _Batches(runner, begin_all, "run", job.runs, job.in_flight)
         states = [state for ended in (*warm.ended, *counted.ended) for state in ended]
         latency_ms = runner.latency_ms() if job.runs else {}
+        own_statements = runner.own_statements()
     expected = job.shaped.end(job.parameters)
     if wrong := [state for state in states if state != expected]:
         sys.exit(f"a run ended with {wrong[0]} instead of {expected}")
@@ -102,6 +107,7 @@ def measure(opened: Callable[[Job], AbstractContextManager[Runner]], packages: S
         versions={"Python": python_version(), **{one.name: one.version for one in distributions() if one.name in packages}},
         redis_calls=meter.redis_calls,
         latency_ms=latency_ms,
+        own_statements=own_statements,
     )
     print(json.dumps(asdict(measurement)))
 

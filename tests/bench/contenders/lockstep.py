@@ -17,7 +17,7 @@ def opened(job: Job) -> Iterator[Runner]:
             yield Runner(lambda run_id: engine.invoke(job.shaped.begin, run_id=run_id))
             return
         with Stored(job.postgres) as stored:
-            yield Runner(lambda run_id: engine.submit(job.shaped.begin, run_id=run_id), stored.ended, stored.latency_ms)
+            yield stored.runner(lambda run_id: engine.submit(job.shaped.begin, run_id=run_id))
 
 
 def _url(job: Job) -> str:

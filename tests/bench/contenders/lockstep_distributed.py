@@ -35,7 +35,7 @@ def opened(job: Job) -> Iterator[Runner]:
         Stored(job.postgres, running.check) as stored,
     ):
         _wait_until_ready(client, job, running)
-        yield Runner(lambda run_id: client.submit("bench", job.shaped.begin, run_id=run_id), stored.ended, stored.latency_ms)
+        yield stored.runner(lambda run_id: client.submit("bench", job.shaped.begin, run_id=run_id))
 
 
 def _wait_until_ready(client: Client, job: Job, running: roles.Roles) -> None:

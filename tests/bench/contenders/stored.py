@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psycopg
+from tests.bench.contenders.child import Runner
 from tests.bench.shapes import State
 
 POLL_SECONDS = 0.005
@@ -20,6 +21,7 @@ class Stored:
     def __init__(self, url: str, check: Callable[[], None] = lambda: None) -> None:
         self._connection: psycopg.Connection[Any] = psycopg.connect(url, autocommit=True)
         self._check = check
+        self.statements = 0
 
     def __enter__(self) -> "Stored":
         return self
@@ -57,7 +59,12 @@ class Stored:
         )[0]
         return {"p50": p50, "p95": p95}
 
+    def runner(self, begin: Callable[[str], Any]) -> Runner:
+        """What measures with this."""
+        return Runner(begin, self.ended, self.latency_ms, lambda: self.statements)
+
     def _one(self, sql: str) -> tuple[Any, ...]:
+        self.statements += 1
         row: tuple[Any, ...] | None = self._connection.execute(sql).fetchone()
         assert row is not None
         return row
