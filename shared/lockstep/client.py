@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +22,9 @@ from lockstep.run import Run, runs_of
 from lockstep.schema import values_of
 from lockstep.store import open_store
 from lockstep.submission import check_same, checked_id, encoded_input, new_run_id
+
+GRAPHS_FRESH_SECONDS = 1.0
+"""How long a client goes by what it has read of the graphs that are loaded."""
 
 
 class Client:
@@ -44,6 +49,9 @@ class Client:
         if settings.redis_url is not None:
             self._announcer = Announcer(settings.redis_url, checked_namespace(namespace or settings.namespace))
         self._store = open_store(self._url)
+        self._loaded: dict[str, str] = {}
+        self._loaded_at = 0.0
+        self._partitions = Partitions(self._store)
 
     def __enter__(self) -> Client:
         return self
@@ -66,7 +74,7 @@ class Client:
         thread_id: str | None = None,
         options: Options | None = None,
     ) -> Run:
-        """Store a new run of the named graph, durably, in the version that was loaded last; a coordinator begins it.
+        """Store a new run of the named graph, durably, in the version loaded last (a second ago); a coordinator begins it.
 
         A run_id that is known with the same graph and input gives that run. Raises UnknownGraphError for a graph that no
         coordinator has loaded yet, StateError for an input that is no JSON object, RunExistsError, ConfigurationError,
@@ -84,7 +92,7 @@ class Client:
             graph_hash=self._hash_of(graph),
             input=data,
             options=canonical_bytes(encode_options(chosen)),
-            partition_id=self._partition_of(shard),
+            partition_id=self._partitions.of(shard),
             shard=shard,
             thread_id=thread_id,
         )
@@ -106,22 +114,18 @@ class Client:
         return await asyncio.to_thread(self.submit, graph, input, run_id=run_id, thread_id=thread_id, options=options)
 
     def _hash_of(self, graph: str) -> str:
-        loaded = self._store.loaded_graphs()
-        if graph not in loaded:
-            known = sorted(loaded)
+        now = time.monotonic()
+        if graph not in self._loaded or now - self._loaded_at > GRAPHS_FRESH_SECONDS:
+            self._loaded, self._loaded_at = self._store.loaded_graphs(), now
+        if graph not in self._loaded:
+            known = sorted(self._loaded)
             there = f"there are {', '.join(known)}" if known else "there is none yet"
             raise UnknownGraphError(
                 f"no coordinator has loaded a graph {graph!r}; {there}: start `lockstep coordinator --graphs MODULE:NAME`",
                 graph=graph,
                 known=known,
             )
-        return loaded[graph]
-
-    def _partition_of(self, shard: int) -> str:
-        partition_id = self._store.partition_of(shard)
-        # The first coordinator makes the partitions when it notes its graphs.
-        assert partition_id is not None
-        return partition_id
+        return self._loaded[graph]
 
     def _announce(self, row: RunRow) -> None:
         if self._announcer is not None:
@@ -166,3 +170,19 @@ class Client:
     def cause_of(self, run_id: str) -> BaseException | None:
         """None: nodes run in other processes."""
         return None
+
+
+class Partitions:
+    """The partitions that cover all shards. They are made once and never change, so they are read once."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._first_shards: list[int] = []
+        self._ids: list[str] = []
+
+    def of(self, shard: int) -> str:
+        """The partition of a shard. The first coordinator makes them when it notes its graphs."""
+        if not self._ids:
+            ranges = sorted((first, name) for name, (first, _) in self._reader.partitions().items())
+            self._first_shards, self._ids = [first for first, _ in ranges], [name for _, name in ranges]
+        return self._ids[bisect.bisect(self._first_shards, shard) - 1]

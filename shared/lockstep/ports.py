@@ -61,8 +61,8 @@ class Reader(Protocol):
     def holder_of(self, partition_id: str) -> str | None:
         """Who has the right to write a partition's runs; None: nobody."""
 
-    def partition_of(self, shard: int) -> str | None:
-        """The partition that the runs of a shard belong to; None: no coordinator has made partitions yet."""
+    def partitions(self) -> dict[str, tuple[int, int]]:
+        """The partitions that cover all shards, with the first and the last shard of each; none before the first `share`."""
 
 
 class Store(Reader, Protocol):

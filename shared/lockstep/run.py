@@ -28,7 +28,7 @@ from lockstep.options import DEFAULTS, Options, encode_options
 from lockstep.ports import Reader
 from lockstep.records import Command, RunRow
 
-FIRST_POLL_SECONDS = 0.01
+FIRST_POLL_SECONDS = 0.005
 POLL_SECONDS = 0.5
 """How often a waiting call looks into the store when nobody wakes it: the run may belong to another process."""
 
@@ -140,11 +140,11 @@ class Run:
         return self._result_of(row)
 
     def _pauses(self) -> Iterator[float]:
-        """How long to wait before looking again: short at first where nobody announces changes, then longer."""
-        pause = POLL_SECONDS if self.backend.announces else FIRST_POLL_SECONDS
+        """How long to wait before looking again; where nobody announces changes, a tenth of what was waited until now."""
+        started = time.monotonic()
         while True:
-            yield pause
-            pause = min(2 * pause, POLL_SECONDS)
+            waited = (time.monotonic() - started) / 10
+            yield POLL_SECONDS if self.backend.announces else min(max(waited, FIRST_POLL_SECONDS), POLL_SECONDS)
 
     async def aresult(self, timeout_seconds: float | None = None) -> dict[str, Any]:
         """`result` without blocking the event loop; waiting takes no thread."""

@@ -257,7 +257,7 @@ def test_who_has_no_lease_gets_nothing_and_changes_nothing(coordinators: Coordin
     # then it has brought nothing in, and the others live
     assert world.a.loaded_graphs() == {}
     assert world.b.renew_lease("D", HOUR)
-    assert (world.a.partition_of(0) is None) is (how == "never opened")
+    assert (world.a.partitions() == {}) is (how == "never opened")
     assert sorted(coordinators.share("D")) == ALL
 
 
@@ -361,7 +361,7 @@ def test_adopting_takes_no_run_of_a_partition_with_a_live_owner(coordinators: Co
 
 
 def test_every_shard_has_one_partition_without_gap_or_overlap(world: World) -> None:
-    assert [world.a.partition_of(shard) for shard in (0, 4096, SHARDS - 1)] == [None] * 3
+    assert world.a.partitions() == {}
     world.a.open_lease("C", "holder-c", HOUR, embedded=False)
     mine = world.a.share("C", {}, lambda _: False)
 
@@ -370,29 +370,23 @@ def test_every_shard_has_one_partition_without_gap_or_overlap(world: World) -> N
     for name, (first, last) in partition_ranges().items():
         assert first == ends + 1
         ends = last
-        # then the store has the same
-        assert {world.b.partition_of(shard) for shard in (first, first + 1, (first + last) // 2, last)} == {name}
         assert name in mine
     assert ends == SHARDS - 1 == 65_535
-    assert world.a.partition_of(-1) is world.a.partition_of(SHARDS) is None
+    # then the store has the same
+    assert world.b.partitions() == partition_ranges()
 
 
 def test_a_shard_stays_in_its_partition_whoever_owns_it(coordinators: Coordinators) -> None:
-    firsts = {first: name for name, (first, _) in partition_ranges().items()}
-
-    def partitions() -> dict[int, str | None]:
-        return {first: coordinators.world.b.partition_of(first) for first in firsts}
-
     # given two coordinators, one of which has shared: half of the partitions have no owner
     coordinators.join("C", "D")
     assert len(coordinators.share("C")) == 8
-    assert partitions() == firsts
+    assert coordinators.world.b.partitions() == partition_ranges()
     # and then, when others share, and when all have gone
     coordinators.settle()
-    assert partitions() == firsts
+    assert coordinators.world.b.partitions() == partition_ranges()
     for name in "CD":
         coordinators.end(name, "closed")
-    assert partitions() == firsts
+    assert coordinators.world.b.partitions() == partition_ranges()
 
 
 def test_the_unfinished_runs_of_partitions(world: World) -> None:

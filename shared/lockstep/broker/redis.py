@@ -146,7 +146,7 @@ class RedisBroker:
         names = self._names
         slots = self._presence.slots(queue)
         chunk = min(BATCH_TASKS, max(1, -(-len(tasks) // slots))) if slots else 1
-        owned = [value for partition in self._owned.items() for value in partition]
+        partitions = sorted({task.partition_id for task in tasks})
         key = names.queue(queue)
         keys = (key, names.queues, names.depth(queue), names.bell(queue), names.epochs, names.refused(queue))
         pipe.eval(
@@ -164,8 +164,9 @@ class RedisBroker:
             names.results(tasks[0].partition_id),
             JOB_HEAD,
             JOB_TAIL,
-            len(self._owned),
-            *owned,
+            len(partitions),
+            *partitions,
+            *[self._owned.get(partition_id, 0) for partition_id in partitions],
             *encoded,
         )
 

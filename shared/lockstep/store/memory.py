@@ -118,10 +118,9 @@ class MemoryStore:
             lease = self._leases.get(self._owners.get(partition_id, ""))
             return lease.holder if lease is not None else None
 
-    def partition_of(self, shard: int) -> str | None:
+    def partitions(self) -> dict[str, tuple[int, int]]:
         with self._lock:
-            ranges = {name: bounds for name, bounds in partition_ranges().items() if name in self._owners}
-            return next((name for name, (first, last) in ranges.items() if first <= shard <= last), None)
+            return {name: bounds for name, bounds in partition_ranges().items() if name in self._owners}
 
     def renew_lease(self, lease_id: str, seconds: float) -> bool:
         with self._lock:

@@ -174,12 +174,11 @@ class SqlStore:
             holder: str | None = connection.execute(query.where(p.partition_id == partition_id)).scalar()
             return holder
 
-    def partition_of(self, shard: int) -> str | None:
+    def partitions(self) -> dict[str, tuple[int, int]]:
         p = schema.partitions.c
+        query = sa.select(p.partition_id, p.first_shard, p.last_shard).where(p.first_shard.is_not(None))
         with self._reading() as connection:
-            query = sa.select(p.partition_id).where(p.first_shard <= shard, p.last_shard >= shard)
-            found: str | None = connection.execute(query).scalar()
-            return found
+            return {row.partition_id: (row.first_shard, row.last_shard) for row in connection.execute(query)}
 
     def renew_lease(self, lease_id: str, seconds: float) -> bool:
         until = prolonged(schema.leases.c.expires_at, int(seconds * 1000))
@@ -211,15 +210,31 @@ class SqlStore:
         )
 
     def submit(self, runs: Sequence[NewRun]) -> list[Submitted]:
+        if not runs:
+            return []
+        submit = self._submit_new
         while True:
             try:
-                return self._submit(runs)
+                return submit(runs)
             except StoreUnavailableError as error:
                 if not isinstance(error.__cause__, IntegrityError):
                     raise
                 # Another submission of one of these run_ids came first; now it is there to be read.
+                submit = self._submit_unless_known
 
-    def _submit(self, runs: Sequence[NewRun]) -> list[Submitted]:
+    def _submit_new(self, runs: Sequence[NewRun]) -> list[Submitted]:
+        """The usual case in few statements: all are new."""
+        if not self._engine.dialect.insert_executemany_returning or len({run.run_id for run in runs}) < len(runs):
+            return self._submit_unless_known(runs)
+        stamped = schema.bound(schema.runs, created_at=now_ms(), updated_at=now_ms())
+        insert = sa.insert(schema.runs).values(stamped).returning(schema.runs)
+        with self._writing() as connection:
+            rows = [_run_row(row) for row in connection.execute(insert, [self._new_row(run) for run in runs])]
+            connection.execute(sa.insert(schema.unfinished), [self._unfinished_row(run) for run in runs])
+        by_id = {row.run_id: row for row in rows}
+        return [Submitted(by_id[run.run_id], True) for run in runs]
+
+    def _submit_unless_known(self, runs: Sequence[NewRun]) -> list[Submitted]:
         with self._writing() as connection:
             known = {row.run_id for row in self._rows(connection, [run.run_id for run in runs])}
             new = {run.run_id: run for run in reversed(runs) if run.run_id not in known}
