@@ -190,8 +190,10 @@ class ActiveRun:
         return self._absorb_failure(item, result.failure, result)
 
     def _is_current(self, path: bytes, delivery: int) -> bool:
-        """Whether a delivery is the one in flight, or came after all that this owner of the run has made."""
-        return self.in_flight.get(path) == delivery or self._deliveries.get(path, 0) < delivery
+        """Whether a delivery is the one in flight, or, of an item that is not, one that an earlier owner of the run has made."""
+        if path in self.in_flight:
+            return self.in_flight[path] == delivery
+        return self._deliveries.get(path, 0) < delivery
 
     def _end_flight(self, item: WorkItem) -> None:
         """The item is answered. Of a run taken over, it may not be known here that it was in flight."""
@@ -222,7 +224,8 @@ class ActiveRun:
         if item is None or self.in_flight.get(task.path) != task.delivery:
             return Verdict.DROPPED
         del self.in_flight[task.path]
-        losses = self._losses[task.path] = self._losses.get(task.path, 0) + 1
+        # What Redis has forgotten has ended no worker.
+        losses = self._losses[task.path] = self._losses.get(task.path, 0) + (not task.forgotten)
         if losses <= MAX_REDELIVERIES:
             self._pausing.add(task.path)
             return Retry(item, 0.0)

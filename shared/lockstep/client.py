@@ -48,7 +48,7 @@ class Client:
         self._announcer = None
         if settings.redis_url is not None:
             self._announcer = Announcer(settings.redis_url, checked_namespace(namespace or settings.namespace))
-        self._store = open_store(self._url)
+        self._store = open_store(self._url, create=False)
         self._loaded: dict[str, str] = {}
         self._loaded_at = 0.0
         self._partitions = Partitions(self._store)

@@ -234,11 +234,12 @@ class Wake(msgspec.Struct, frozen=True):
 
 
 class Outstanding(msgspec.Struct, frozen=True, kw_only=True):
-    """A task that was handed out and is not answered."""
+    """A task that was handed out and is not answered. `forgotten` says that it got lost with the memory of the broker."""
 
     run_id: str
     path: bytes
     delivery: int
+    forgotten: bool = False
 
 
 Message = TaskResult | HandedBack | Wake

@@ -63,6 +63,7 @@ class Dispatched(msgspec.Struct):
 
     delivery: int
     job_id: str
+    marker: str
     node: tuple[str, str] | None = None
     strikes: int = 0
 
@@ -178,7 +179,7 @@ class RedisBroker:
             size = int(job_id.rpartition("-")[2])
             for task in tasks[taken : taken + size]:
                 node = (task.graph_hash, task.node_id)
-                self._dispatched.setdefault(task.run_id, {})[task.path] = Dispatched(task.delivery, job_id, node)
+                self._dispatched.setdefault(task.run_id, {})[task.path] = Dispatched(task.delivery, job_id, self._marker, node)
             taken += size
         return taken
 
@@ -274,7 +275,8 @@ class RedisBroker:
             for path, task in tasks.items():
                 task.strikes = 0 if task.job_id in alive else task.strikes + 1
                 if task.strikes >= STRIKES or task.job_id in self._presence.jobs_of_dead:
-                    lost.append(Outstanding(run_id=run_id, path=path, delivery=task.delivery))
+                    forgotten = task.marker != self._marker
+                    lost.append(Outstanding(run_id=run_id, path=path, delivery=task.delivery, forgotten=forgotten))
         for missing in lost:
             self._forget(missing.run_id, missing.path)
         return lost
@@ -321,7 +323,7 @@ class RedisBroker:
                 key = (run_id, bytes.fromhex(path))
                 if run_id in wanted and (key not in found or found[key].delivery < delivery):
                     found[key] = Outstanding(run_id=run_id, path=key[1], delivery=delivery)
-                    self._dispatched.setdefault(run_id, {})[key[1]] = Dispatched(delivery, job_id)
+                    self._dispatched.setdefault(run_id, {})[key[1]] = Dispatched(delivery, job_id, self._marker)
         return list(found.values())
 
     def _forget(self, run_id: str, path: bytes) -> None:

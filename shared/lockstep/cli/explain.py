@@ -31,7 +31,7 @@ ITEMS_SHOWN = 20
 def explain(run_id: str, store: str | None, redis: str | None, as_json: bool) -> None:
     """Tell what a run waits for: who owns it, where its tasks are, and what to do if it does not move."""
     settings = read_settings(store=store, redis=redis)
-    with closing(open_store(settings.store_url)) as opened:
+    with closing(open_store(settings.store_url, create=False)) as opened:
         rows = opened.find_runs(run_ids=[run_id])
         if not rows:
             raise RunNotFoundError(f"no run {run_id!r}; `lockstep runs` lists those there are", run_id=run_id)
