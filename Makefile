@@ -2,6 +2,7 @@
 # each Python version has an environment of its own.
 
 PYTHON ?= python3
+TESTS ?= tests
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 VENV := .venv-$(VERSION)
 DEMO := .venv-demo
@@ -47,8 +48,8 @@ docs: $(VENV)/.installed  ## Build the documentation into site/; a broken link i
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet  # The theme's advertisement would drown a real warning.
 
 .PHONY: test
-test: $(VENV)/.installed  ## Tests; the last line is pytest's summary
-	@$(BIN)/pytest tests
+test: $(VENV)/.installed  ## Tests; the last line is pytest's summary. TESTS chooses some
+	@$(BIN)/pytest $(TESTS)
 
 .PHONY: bench
 bench: $(VENV)/.installed  ## Benchmarks
