@@ -42,7 +42,8 @@ VARIABLES = {
 
 def masked(url: str) -> str:
     """The URL without its password, for people to see."""
-    return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", url)
+    url = re.sub(r"(://[^:/@]*:)[^/]*@", r"\1***@", url)  # Up to the last @ before the path: it may be part of a password.
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", url)
 
 
 def read_settings(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -12,6 +12,8 @@ from msgspec import UNSET, Raw, UnsetType
 from lockstep.core.canonical import MAX_DEPTH, canonical_bytes
 from lockstep.core.records import Failure, Finished, Route, Write
 from lockstep.records import HandedBack, Task, TaskResult
+
+T = TypeVar("T")
 
 EmittedEvent = tuple[str, Any]
 """The type and the JSON data of an event."""
@@ -125,10 +127,17 @@ def encode_task(task: Task, state_sha256: str | None = None) -> bytes:
 
 def decode_job(data: bytes) -> list[TaskMessage]:
     """The tasks in a job's data. Raises ValueError for anything else."""
-    function, _, (tasks,), _ = _JOB.decode(data)
+    function, _, (tasks,), _ = _decoded(_JOB, data)
     if function != JOB_FUNCTION:
         raise ValueError(f"the job calls {function!r}")
     return tasks
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
+    try:
+        return decoder.decode(data)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 class ResultMessage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -170,7 +179,7 @@ def encode_results(results: Sequence[TaskResult | HandedBack]) -> bytes:
 
 def decode_results(data: bytes) -> list[TaskResult | HandedBack]:
     """The inverse of `encode_results`. Raises ValueError for anything else."""
-    return [message.message() for message in _RESULTS.decode(data)]
+    return [message.message() for message in _decoded(_RESULTS, data)]
 
 
 def _result_message(result: TaskResult | HandedBack) -> ResultMessage:

@@ -14,7 +14,7 @@ import redis
 
 from lockstep.broker.beat import say_alive
 from lockstep.broker.names import Names
-from lockstep.broker.presence import BEAT_SECONDS, BEATS_TO_MISS, WorkerInfo
+from lockstep.broker.presence import WorkerInfo
 from lockstep.broker.redis import RedisBroker
 from lockstep.broker.worker import ClaimedJob, WorkerLink
 from lockstep.records import HandedBack, Message, Outstanding, Task, TaskResult
@@ -23,8 +23,10 @@ T = TypeVar("T")
 
 PATIENCE_SECONDS = 30.0
 """After this long a wait has failed. What passes never waits for it."""
-SILENT_MS = BEAT_SECONDS * BEATS_TO_MISS * 1000 + 1
-TRUSTED_MS = 2 * BEAT_SECONDS * 1000
+SILENT_MS = 6001
+"""After this long without a beat a worker is dead: 3 beats of 2 s. Written out, for it is a promise."""
+TRUSTED_MS = 4000
+"""After this long the server's memory is old enough: 2 beats."""
 LARGE_STATE = b'{"text":"%s"}' % (b"x" * 5000)
 
 

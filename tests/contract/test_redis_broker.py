@@ -42,7 +42,6 @@ from lockstep.broker.names import EXECUTION
 from lockstep.broker.presence import PRESENCE_TTL_SECONDS, read_presence
 from lockstep.broker.redis import BATCH_TASKS, SHORT_NODE_MS, STATE_INLINE_BYTES, RedisBroker
 from lockstep.broker.scripts import ENQUEUE
-from lockstep.broker.worker import RESULTS_PER_ENTRY
 from lockstep.errors import BrokerUnavailableError, ConfigurationError
 from lockstep.records import HandedBack, Outstanding, Task, Wake
 from lockstep.wire import JOB_HEAD, JOB_TAIL
@@ -410,6 +409,17 @@ def test_a_worker_that_beats_late_keeps_its_tasks(world: RedisWorld, broker: Red
     assert sweeps(broker, 3) == [[], [], []]
 
 
+def test_a_worker_that_claims_before_its_first_beat_is_alive(world: RedisWorld, broker: RedisBroker) -> None:
+    # given a worker whose beats come late, since they come from another process
+    worker = world.worker(beats=False)
+    broker.offer([task("a")])
+    worker.claim()
+    # then it has as long as others for the next one
+    assert sweeps(broker, 3) == [[], [], []]
+    worker.fall_silent()
+    assert broker.lost() == [outstanding(task("a"))]
+
+
 def test_a_task_that_is_nowhere_is_lost_after_two_sweeps(world: RedisWorld, broker: RedisBroker) -> None:
     # given tasks that are in no queue, with no worker and not answered
     vanished, answered = offered = tasks("a", 2)
@@ -474,14 +484,18 @@ def test_after_the_server_has_forgotten_nothing_is_lost_before_two_beats(
     world.redis.flushall()
     if marked_by == "a worker":
         worker.beat()
-    # then nothing counts as lost
+    assert world.redis.exists(world.names.marker) == (marked_by == "a worker")
+    # then nothing counts as lost, and the memory is marked as new
     assert sweeps(broker, 5) == [[]] * 5
+    assert world.redis.exists(world.names.marker)
     # when two beats have passed, in which the worker has said again what it has
     worker.beat()
     worker.link.reclaim({job.job_id: (job.queue, json.dumps([["run-1", claimed.path.hex(), 1]]))})
+    assert "claims:w" not in world.keys(lasting=True)
     world.forget_everything(ago_ms=TRUSTED_MS, keys=False)
     # then what nobody has is lost after two sweeps, as ever
-    assert [by_path(some) for some in sweeps(broker, 3)] == [[], by_path(map(outstanding, (queued, forgotten))), []]
+    lost = [replace(outstanding(one), forgotten=True) for one in (queued, forgotten)]
+    assert [by_path(some) for some in sweeps(broker, 3)] == [[], by_path(lost), []]
     assert broker.outstanding(["run-1"]) == [outstanding(claimed)]
     assert len(offered) == 3
 
@@ -567,16 +581,17 @@ def test_a_state_at_the_bound_travels_with_its_task(world: RedisWorld, broker: R
 def test_a_worker_keeps_no_more_states_than_it_may(
     world: RedisWorld, broker: RedisBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given room for two states, and three that were used
+    # given room for two states, of which the older one was used again
     monkeypatch.setattr("lockstep.broker.worker.STATE_CACHE_BYTES", 2 * len(LARGE_STATE))
-    states = [LARGE_STATE.replace(b"x", letter) for letter in (b"a", b"b", b"c")]
+    one, other, third = states = [LARGE_STATE.replace(b"x", letter) for letter in (b"a", b"b", b"c")]
     worker = world.worker()
-    broker.offer([task(f"{n}", state=state) for n, state in enumerate(states)])
+    broker.offer([task(f"{n}", state=state) for n, state in enumerate([one, other, one, third])])
+    # when a third one comes, and all are gone from the server
     worker.take_all()
-    # when they are gone from the server, then those used last are still there
     broker.offer([task(f"again {n}", state=state) for n, state in enumerate(states)])
     world.redis.delete(*[state_key(world, state) for state in states])
-    assert [bool(job.refused) for job in worker.claim(3)] == [True, False, False]
+    # then those used last are still there
+    assert [bool(job.refused) for job in worker.claim(3)] == [False, True, False]
 
 
 def test_a_missing_state_is_asked_for_and_uploaded_again(world: RedisWorld, broker: RedisBroker) -> None:
@@ -766,7 +781,7 @@ def test_answers_are_sent_and_claims_given_up_together(world: RedisWorld, broker
 
 def test_many_answers_travel_in_parts(world: RedisWorld, broker: RedisBroker) -> None:
     # given very many results
-    done = tasks("a", 2 * RESULTS_PER_ENTRY + 1)
+    done = tasks("a", 2 * 64 + 1)
     world.worker().send(*[result(one) for one in done])
     # then no entry is large, and all arrive in order
     assert world.entries() == 3
@@ -844,13 +859,16 @@ def test_whatever_remains_expires_or_is_known(world: RedisWorld) -> None:
     broker.offer([*tasks("a", 90), task("b", node_id="other", state=LARGE_STATE)])
     dead.claim()
     broker.offer(tasks("c", 120, state=LARGE_STATE))
-    assert {"beats", "claims:dead", "rq:wip:default", "refused:default"} <= world.keys(lasting=True) | {"claims:dead"}
+    # then of what is going on, too, everything expires but what stands in lists that others clear
+    assert world.keys(lasting=True) == PERMANENT | {"beats", "refused:default", "rq:queue:default", "rq:wip:default"}
+    assert {"claims:dead", "worker:dead", "worker:w"} <= world.keys()
+    # when one has been dead for long, and the others have finished
     world.redis.zincrby(world.names.beats, -PRESENCE_TTL_SECONDS * 1000 - 1, "dead")
     assert broker.lost()
     while jobs := worker.claim(10):
         worker.work(jobs)
     worker.send(HandedBack(run_id="run-1", path=path_of("a0"), delivery=1))
-    # when all is acknowledged, and all workers have left
+    # and all is acknowledged, and all workers have left
     while broker.receive(0.0):
         pass
     broker.acknowledge()
@@ -951,10 +969,9 @@ def test_a_server_without_memory_takes_no_task_and_gives_all_that_frees_some(own
         # and when it has some again, all goes on, the upload too
         world.redis.config_set("maxmemory", 0)
         worker.work([job])
-        assert successor.offer([task("d", state=LARGE_STATE)]) == [True]
         broker.own({"p": 3})
         assert broker.offer([task("e", state=LARGE_STATE)]) == [True]
-        assert [one.state for one in worker.take_all()] == [LARGE_STATE] * 2
+        assert [one.state for one in worker.take_all()] == [LARGE_STATE]
 
 
 def test_a_server_that_forgets_while_it_has_no_memory_can_be_used(own_server: Callable[..., RedisServer]) -> None:

@@ -169,6 +169,7 @@ NO_JOBS = {
     "an object": b"{}",
     "a task that is none": job_of(b"{}"),
     "a path that is none": job_of(encode_task(A_TASK).replace(b'"path":"AAA', b'"path":"?AA')),
+    "nested too deep": job_of()[:-3] + b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}]",
     "a number that is none": job_of(encode_task(A_TASK).replace(b'"attempt":1', b'"attempt":"1"')),
 }
 
@@ -228,6 +229,12 @@ hand_backs = st.builds(HandedBack, run_id=run_ids, path=paths, delivery=counts, 
 def test_results_arrive_as_they_were_sent(results: list[TaskResult | HandedBack]) -> None:
     # given results, failures and tasks handed back, then they arrive, each of its kind, their outcomes to the byte
     assert decode_results(encode_results(results)) == results
+
+
+def test_results_that_are_nested_too_deep_are_a_value_error() -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    with pytest.raises(ValueError, match="too deep"):
+        decode_results(b'[{"run_id":"r","path":"","delivery":1,"failure":{"error":{"a":' + deep + b"}}}]")
 
 
 def test_the_exception_itself_stays_where_it_is() -> None:

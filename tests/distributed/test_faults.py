@@ -346,6 +346,25 @@ def test_redis_may_forget_everything_at_any_moment(cluster: Cluster, ledger: Led
     figure("starts beyond one for each item", len(ledger) - total)
 
 
+def test_what_waits_while_redis_forgets_is_not_poison(cluster: Cluster, ledger: Ledger, gate: Path) -> None:
+    # given tasks that wait, since the only slot is taken
+    cluster.coordinator()
+    cluster.worker("--concurrency", "1")
+    value = {"width": 3, "ledger": str(ledger), "gate": str(gate)}
+    run = cluster.client.submit("fan", value)
+    cluster.until(lambda: len(ledger) == 1 and cluster.queued() == 2, "two wait")
+    # when Redis forgets them more often than a task may end its worker, each time a while ago
+    for number in range(MAX_REDELIVERIES + 2):
+        with cluster.redis.pipeline() as pipe:
+            pipe.flushall()
+            pipe.set(cluster.names.marker, f"{number}:{int(cluster.now() * 1000) - 60_000}")
+            pipe.execute()
+        cluster.until(lambda: cluster.queued() >= 2, "they are handed out again")
+    # then all goes on
+    gate.touch()
+    assert_as_embedded({run: ("fan", value)})
+
+
 def assert_alive(cluster: Cluster) -> None:
     assert all(process.poll() is None for process in (*cluster.coordinators, *cluster.workers)), cluster.said()
 
@@ -454,6 +473,41 @@ def test_a_database_that_was_away(redis_server: RedisServer, tmp_path: Path, led
         # and no node ran twice: the workers have kept the results
         figure("starts beyond one for each item", len(ledger) - 10 * 40 - 10 * 60)
         assert set(ledger.counts().values()) == {1}
+        assert_as_embedded(runs)
+    finally:
+        cluster.close()
+        server.close()
+
+
+def test_everything_may_die_at_once(redis_server: RedisServer, tmp_path: Path, ledger: Ledger, figure: Figure) -> None:
+    # given runs under way
+    server = PostgresServer()
+    cluster = Cluster(server.url, redis_server.url, tmp_path)
+    try:
+        cluster.coordinator()
+        cluster.worker("--concurrency", "8")
+        runs = submit_many(cluster, ledger, chains=10, fans=10)
+        cluster.until(lambda: len(ledger) > 300, "the runs are under way")
+        # when all processes are killed, the database among them, and Redis forgets everything
+        before = {item for run in runs for item in cluster.journalled(run)}
+        for process in (*cluster.coordinators, *cluster.workers):
+            process.kill()
+        server.stop("immediate")
+        cluster.redis.flushall()
+        started = len(ledger)
+        server.start()
+        # and started again
+        back, stored = time.monotonic(), cluster.commits()
+        cluster.coordinator()
+        cluster.worker("--concurrency", "8")
+        cluster.until(lambda: cluster.commits() > stored, "steps are stored again")
+        figure("seconds from the start of all processes to the next commit", time.monotonic() - back)
+        # then the runs end, and nothing that was stored is made again
+        for run in runs:
+            run.result(PATIENCE_SECONDS)
+        assert before
+        assert not before & {start.item for start in ledger.starts()[started:]}
+        figure("starts beyond one for each item", len(ledger) - 10 * 40 - 10 * 60)
         assert_as_embedded(runs)
     finally:
         cluster.close()

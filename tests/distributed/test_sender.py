@@ -53,7 +53,7 @@ class Sending:
 
     def put(self, path: bytes) -> None:
         result = TaskResult(run_id="run", path=path, delivery=1, outcome=b"{}")
-        self.sender.put(Outgoing("p", result, None))
+        self.sender.put(Outgoing("p", result, []))
 
     def stored(self) -> None:
         """The coordinator has stored what there is."""

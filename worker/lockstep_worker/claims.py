@@ -23,10 +23,10 @@ class HeldJob(msgspec.Struct):
 
 
 class Settled(msgspec.Struct, frozen=True):
-    """Where an answer goes, and the job (id and queue) that it was the last of, if so."""
+    """Where an answer goes, and the jobs (id and queue) of which nothing is left to answer."""
 
     partition_id: str
-    finished: tuple[str, str] | None
+    finished: Sequence[tuple[str, str]]
 
 
 class Claims:
@@ -38,16 +38,20 @@ class Claims:
         self._waiting: deque[Task] = deque()
         self._waiting_since = 0.0
         self._jobs: dict[str, HeldJob] = {}
-        self._job_of: dict[tuple[str, bytes, int], HeldJob] = {}
+        self._jobs_with: dict[tuple[str, bytes, int], list[HeldJob]] = {}
 
     def add(self, job: ClaimedJob, refused: Sequence[HandedBack]) -> None:
-        """Hold a job; its tasks wait for a slot, but for those that are refused."""
+        """Hold a job; its tasks wait for a slot, but for those that are refused.
+
+        Whoever took this worker for dead, and then lost its memory, may hand out once more what it has: one answer will do.
+        """
         held = HeldJob(job.job_id, job.queue, {_key(task): task for task in job.tasks})
-        unwanted = {_key(task) for task in refused}
         with self._changed:
+            unwanted = {_key(task) for task in refused} | (held.open.keys() & self._jobs_with.keys())
             self._jobs[job.job_id] = held
-            self._job_of.update(dict.fromkeys(held.open, held))
-            self._waiting.extend(task for task in job.tasks if _key(task) not in unwanted)
+            self._waiting.extend(task for key, task in held.open.items() if key not in unwanted)
+            for key in held.open:
+                self._jobs_with.setdefault(key, []).append(held)
             self._waiting_since = time.monotonic()
 
     def take(self) -> Task | None:
@@ -79,15 +83,15 @@ class Claims:
         """A task is answered; None: it was before."""
         key = _key(answer)
         with self._changed:
-            held = self._job_of.pop(key, None)
-            if held is None:
+            holding = self._jobs_with.pop(key, None)
+            if holding is None:
                 return None
-            task = held.open.pop(key)
-            if held.open:
-                return Settled(task.partition_id, None)
-            del self._jobs[held.job_id]
-            self._changed.notify_all()
-            return Settled(task.partition_id, (held.job_id, held.queue))
+            tasks = [held.open.pop(key) for held in holding]
+            finished = [(held.job_id, held.queue) for held in holding if not held.open]
+            for job_id, _ in finished:
+                del self._jobs[job_id]
+                self._changed.notify_all()
+            return Settled(tasks[0].partition_id, finished)
 
     def wait_until_empty(self, seconds: float) -> bool:
         """Wait until every task is answered; False: it takes longer."""

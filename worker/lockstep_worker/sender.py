@@ -26,11 +26,11 @@ log = structlog.get_logger()
 
 
 class Outgoing:
-    """An answer on its way: to which partition, and which job it ends."""
+    """An answer on its way: to which partition, and which jobs it ends."""
 
     __slots__ = ("answer", "finished", "partition_id")
 
-    def __init__(self, partition_id: str, answer: Answer, finished: tuple[str, str] | None) -> None:
+    def __init__(self, partition_id: str, answer: Answer, finished: Sequence[tuple[str, str]]) -> None:
         self.partition_id = partition_id
         self.answer = answer
         self.finished = finished
@@ -103,7 +103,7 @@ class ResultSender:
         answers: dict[str, list[Answer]] = {}
         for outgoing in batch:
             answers.setdefault(outgoing.partition_id, []).append(outgoing.answer)
-        finished = [outgoing.finished for outgoing in batch if outgoing.finished is not None]
+        finished = [job for outgoing in batch for job in outgoing.finished]
         entries, marker = self._link.send(answers, finished)
         self._keep(entries)
         with self._sent:

@@ -52,6 +52,11 @@ JOB_TTL_SECONDS = 24 * 3600
 ENTRIES_PER_READ = 256
 """Entries of one partition's stream that are read at a time."""
 
+GATHER_SECONDS = 0.003
+GATHER_SHARE = 4
+"""When less than one in so many of the tasks that are out has been answered, more answers are waited for, for a moment: a
+transaction costs as much for one as for many."""
+
 STRIKES = 2
 """How many sweeps in a row miss a task before it is lost: between two reads it may just have been on its way."""
 
@@ -206,9 +211,18 @@ class RedisBroker:
             self._woken.wait(timeout_seconds)
             self._woken.clear()
             return []
+        block = max(1, int(min(timeout_seconds, BEAT_SECONDS) * 1000)) if timeout_seconds > 0 else None
+        messages = self._read_streams(block)
+        if messages and block is not None and sum(map(len, self._dispatched.values())) > GATHER_SHARE * len(messages):
+            # Many more are on their way. Those of the next moment share a transaction with these.
+            time.sleep(GATHER_SECONDS)
+            messages += self._read_streams(None)
+        return messages
+
+    def _read_streams(self, block: int | None) -> list[Message]:
+        """What is in the streams of the owned partitions and was not read before; waits for it at most `block` ms."""
         streams: Any = {self._names.results(partition_id): position for partition_id, position in self._positions.items()}
         with self._translated():
-            block = max(1, int(min(timeout_seconds, BEAT_SECONDS) * 1000)) if timeout_seconds > 0 else None
             streams_read: Any = self._redis.xread(streams, count=ENTRIES_PER_READ, block=block)
         prefix = len(self._names.results_prefix)
         messages: list[Message] = []

@@ -65,13 +65,13 @@ return jobs
 
 CLAIM = """
 -- Takes jobs out of the queues, one queue after the other, until it has as many tasks as the worker has room for.
--- KEYS: suspended, claims
+-- KEYS: suspended, claims, beats
 -- ARGV: job prefix, queue prefix, depth prefix, bell prefix, refused prefix, running prefix, room, claims TTL, execution,
---       then the queues
+--       name of the worker, then the queues
 -- Returns for each job its id, its queue and its data.
 if redis.call('EXISTS', KEYS[1]) == 1 then return {} end
 local room, claimed = tonumber(ARGV[7]), {}
-for arg = 10, #ARGV do
+for arg = 11, #ARGV do
     local name = ARGV[arg]
     local queue, popped = ARGV[2] .. name, false
     while room > 0 do
@@ -99,7 +99,11 @@ for arg = 10, #ARGV do
         redis.call('DEL', refused)
     end
 end
-if #claimed > 0 then redis.call('EXPIRE', KEYS[2], ARGV[8]) end
+if #claimed > 0 then
+    redis.call('EXPIRE', KEYS[2], ARGV[8])
+    -- Who claims before the first beat is alive, too.
+    redis.call('ZADD', KEYS[3], 'NX', redis.call('TIME')[1] * 1000, ARGV[10])
+end
 return claimed
 """
 

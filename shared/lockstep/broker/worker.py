@@ -68,9 +68,10 @@ class WorkerLink:
         self._queues.rotate(-1)
         claimed: Any = self._redis.eval(
             CLAIM,
-            2,
+            3,
             names.suspended,
             names.claims(self._info.name),
+            names.beats,
             names.job_prefix,
             names.queue_prefix,
             names.depth_prefix,
@@ -80,6 +81,7 @@ class WorkerLink:
             room,
             PRESENCE_TTL_SECONDS,
             EXECUTION,
+            self._info.name,
             *self._queues,
         )
         jobs = []
