@@ -82,6 +82,7 @@ class Coordinator:
         self._runs: dict[str, ActiveRun] = {}
         self._shares = shares
         self._owned: dict[str, int] = {} if shares else {lease_id: 1}
+        self._gained: dict[str, int] = {}
         self.counts = Counts() if counts is None else counts
         self._dispatcher = Dispatcher(broker, self.counts, self._set_timer, self._expire)
         self._arrivals: queue.SimpleQueue[RunRow] = queue.SimpleQueue()
@@ -135,6 +136,7 @@ class Coordinator:
         """One turn of the loop, after waiting at most this long for something to do."""
         self._receive(timeout_seconds)
         self._fire_timers()
+        self._take_up()
         all_ours = self._commit()
         self._dispatcher.dispatch()
         if all_ours:
@@ -221,19 +223,28 @@ class Coordinator:
         self._look()
 
     def _share(self) -> None:
-        """Take this coordinator's part of the partitions: go on with the runs of those gained, drop those given away."""
+        """Take this coordinator's part of the partitions, and drop the runs of those given away."""
         # Named once: coordinators with two versions of a graph would else take turns in being the last that loaded it.
-        names = {} if self._owned else {graph.name: graph_hash for graph_hash, graph in self._graphs.items()}
+        names = {} if self._owned or self._gained else {graph.name: graph_hash for graph_hash, graph in self._graphs.items()}
         owned = self._store.share(self._lease_id, names, is_dead)
-        gained, given = owned.keys() - self._owned.keys(), self._owned.keys() - owned.keys()
-        for run in [run for run in self._runs.values() if run.row.partition_id in given]:
+        kept = {name: epoch for name, epoch in self._owned.items() if owned.get(name) == epoch}
+        for run in [run for run in self._runs.values() if run.row.partition_id not in kept]:
             self._drop(run)
             self._broker.forget(run.run_id)
-        if owned != self._owned:
-            self._owned = owned
-            self._broker.own(owned)
-        if gained:
-            self._go_on_with(row for row in self._store.unfinished(gained) if row.run_id not in self._runs)
+        if kept != self._owned:
+            self._own(kept)
+        self._gained = {name: epoch for name, epoch in owned.items() if name not in kept}
+
+    def _own(self, partitions: dict[str, int]) -> None:
+        self._owned = partitions
+        self._broker.own(partitions)
+
+    def _take_up(self) -> None:
+        """Go on with the runs of one partition gained. One in a turn: loading takes time, and others' runs move meanwhile."""
+        if self._gained:
+            name = min(self._gained)
+            self._own({**self._owned, name: self._gained.pop(name)})
+            self._go_on_with(row for row in self._store.unfinished([name]) if row.run_id not in self._runs)
 
     def _go_on_with(self, rows: Iterable[RunRow]) -> None:
         """Load runs that others have moved before. What they have handed out is waited for, not handed out twice."""
@@ -250,7 +261,7 @@ class Coordinator:
         """Look for what no message announced: runs submitted elsewhere, and commands."""
         work = self._store.poll(self._lease_id)
         for row in work.new:
-            if row.run_id not in self._runs:
+            if row.run_id not in self._runs and row.partition_id in self._owned:
                 self._load(row)
         for command in work.commands:
             self._obey(command)
@@ -258,8 +269,9 @@ class Coordinator:
     def _obey(self, command: Command) -> None:
         run = self._runs.get(command.run_id)
         if run is None:
-            rows = self._store.find_runs(run_ids=[command.run_id])
-            run = self._load(rows[0]) if rows else None  # None: it was deleted meanwhile, and its commands with it.
+            # None: it was deleted meanwhile, and its commands with it; or its partition has not been taken up yet.
+            rows = [row for row in self._store.find_runs(run_ids=[command.run_id]) if row.partition_id in self._owned]
+            run = self._load(rows[0]) if rows else None
         if run is not None:
             run.obey(command)
             self._moved[run.run_id] = run
@@ -353,7 +365,7 @@ class Coordinator:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._timer_numbers), action))
 
     def _until_next_timer(self) -> float:
-        return max(0.0, self._timers[0][0] - time.monotonic())
+        return 0.0 if self._gained else max(0.0, self._timers[0][0] - time.monotonic())
 
     def _fire_timers(self) -> None:
         now = time.monotonic()

@@ -14,12 +14,18 @@ from lockstep.broker.worker import ClaimedJob
 from lockstep.records import HandedBack, Task, TaskResult
 
 
-class HeldJob(msgspec.Struct):
-    """A job and those of its tasks that are not answered, by (run_id, path, delivery)."""
+class HeldJob(msgspec.Struct, eq=False):
+    """A job and those of its tasks that are not answered, by (run_id, path, delivery).
+
+    `waiting` are those that have no slot yet. They take one after the other, since tasks share a job only if they are short;
+    the last one did at `taken_at`.
+    """
 
     job_id: str
     queue: str
     open: dict[tuple[str, bytes, int], Task]
+    waiting: deque[Task]
+    taken_at: float
 
 
 class Settled(msgspec.Struct, frozen=True):
@@ -35,8 +41,7 @@ class Claims:
     def __init__(self, free: Callable[[], int]) -> None:
         self._free = free
         self._changed = threading.Condition()
-        self._waiting: deque[Task] = deque()
-        self._waiting_since = 0.0
+        self._ready: deque[HeldJob] = deque()
         self._jobs: dict[str, HeldJob] = {}
         self._jobs_with: dict[tuple[str, bytes, int], list[HeldJob]] = {}
 
@@ -45,37 +50,42 @@ class Claims:
 
         Whoever took this worker for dead, and then lost its memory, may hand out once more what it has: one answer will do.
         """
-        held = HeldJob(job.job_id, job.queue, {_key(task): task for task in job.tasks})
+        held = HeldJob(job.job_id, job.queue, {_key(task): task for task in job.tasks}, deque(), time.monotonic())
         with self._changed:
             unwanted = {_key(task) for task in refused} | (held.open.keys() & self._jobs_with.keys())
             self._jobs[job.job_id] = held
-            self._waiting.extend(task for key, task in held.open.items() if key not in unwanted)
+            held.waiting.extend(task for key, task in held.open.items() if key not in unwanted)
             for key in held.open:
                 self._jobs_with.setdefault(key, []).append(held)
-            self._waiting_since = time.monotonic()
+            if held.waiting:
+                self._ready.append(held)
 
     def take(self) -> Task | None:
         """The next task that waits for a slot. The executor calls this whenever one is free."""
         with self._changed:
-            if self._waiting:
-                self._waiting_since = time.monotonic()
-                return self._waiting.popleft()
+            if self._ready:
+                held = self._ready.popleft()
+                held.taken_at = time.monotonic()
+                return held.waiting.popleft()
             self._changed.notify_all()
             return None
 
     def wait_for_room(self, seconds: float) -> int:
-        """How many slots are free, once no task waits for one; 0 if that takes longer than this."""
+        """How many slots are free, once no job waits for one; 0 if that takes longer than this."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._waiting and self._free() > 0, seconds)
-            return 0 if self._waiting else self._free()
+            self._changed.wait_for(lambda: not self._ready and self._free() > 0, seconds)
+            return 0 if self._ready else self._free()
 
     def give_up_waiting(self, after_seconds: float, reason: str) -> list[HandedBack]:
-        """Take back the tasks that wait for a slot, if none has got one for so long; others may have slots."""
+        """Take back what waits in jobs none of whose tasks has got a slot for so long; others may have slots."""
+        now = time.monotonic()
+        tasks: list[Task] = []
         with self._changed:
-            if not self._waiting or time.monotonic() - self._waiting_since < after_seconds:
-                return []
-            tasks = list(self._waiting)
-            self._waiting.clear()
+            for held in self._jobs.values():
+                if held.waiting and now - held.taken_at >= after_seconds:
+                    tasks += held.waiting
+                    held.waiting.clear()
+            self._ready = deque(held for held in self._ready if held.waiting)
             self._changed.notify_all()
         return [task.handed_back(reason) for task in tasks]
 
@@ -87,6 +97,8 @@ class Claims:
             if holding is None:
                 return None
             tasks = [held.open.pop(key) for held in holding]
+            # The thread that has just answered takes the next one of the same job.
+            self._ready.extendleft(held for held in holding if held.waiting and held not in self._ready)
             finished = [(held.job_id, held.queue) for held in holding if not held.open]
             for job_id, _ in finished:
                 del self._jobs[job_id]

@@ -73,15 +73,7 @@ class Executor:
 
     def pump(self) -> None:
         """Start waiting tasks while slots are free. Called after each new task, and by each slot that has become free."""
-        while True:
-            with self._lock:
-                if self._closed or len(self._running) >= self._slots:
-                    return
-                task = self._take()
-                if task is None:
-                    return
-                running = Running(task)
-                self._running.add(running)
+        while (running := self._next()) is not None:
             self._start(running)
 
     def _start(self, running: Running) -> None:
@@ -99,11 +91,35 @@ class Executor:
             self._threads.submit(lambda: self._run_in_thread(graph, running))
 
     def _run_in_thread(self, graph: CompiledGraph, running: Running) -> bool:
-        try:
-            outcome = without_loop(execute(graph, running.task, running.context))
-        except BaseException as error:  # also SystemExit: a node must not end its slot's thread
-            return self._fail(running, error)
-        return self._finish(running, outcome=outcome)
+        """Run a task, and then those that wait, as long as this thread may serve: handing them to another would cost more."""
+        while True:
+            try:
+                outcome = without_loop(execute(graph, running.task, running.context))
+            except BaseException as error:  # also SystemExit: a node must not end its slot's thread
+                serves = self._fail(running, error)
+            else:
+                serves = self._finish(running, outcome=outcome)
+            following = self._next() if serves else None
+            if following is None:
+                return serves
+            found = self._graphs.get(following.task.graph_hash)
+            if found is None or found.nodes[following.task.node_id].is_async:
+                self._start(following)
+                return serves
+            graph, running = found, following
+            self._watch(running.deadline)
+
+    def _next(self) -> Running | None:
+        """A waiting task, now in a slot; None: none waits, or no slot is free."""
+        with self._lock:
+            if self._closed or len(self._running) >= self._slots:
+                return None
+            task = self._take()
+            if task is None:
+                return None
+            running = Running(task)
+            self._running.add(running)
+            return running
 
     async def _run_async(self, graph: CompiledGraph, running: Running) -> None:
         limit = asyncio.timeout(running.task.timeout_seconds)

@@ -64,7 +64,7 @@ return jobs
 """
 
 CLAIM = """
--- Takes jobs out of the queues, one queue after the other, until it has as many tasks as the worker has room for.
+-- Takes jobs out of the queues, one queue after the other, until it has as many as the worker has room for.
 -- KEYS: suspended, claims, beats
 -- ARGV: job prefix, queue prefix, depth prefix, bell prefix, refused prefix, running prefix, room, claims TTL, execution,
 --       name of the worker, then the queues
@@ -87,7 +87,7 @@ for arg = 11, #ARGV do
             redis.call('HSET', KEYS[2], id, '[' .. cjson.encode(name) .. ',' .. (fields[2] or '[]') .. ']')
             redis.call('ZADD', ARGV[6] .. name, '+inf', id .. ARGV[9])
             claimed[#claimed + 1] = {id, name, fields[1]}
-            room = room - tasks
+            room = room - 1
         end
     end
     if popped then

@@ -62,7 +62,7 @@ class WorkerLink:
         self._next_comparison = 0.0
 
     def claim(self, room: int) -> list[ClaimedJob]:
-        """Jobs with about as many tasks as there is room for, from each queue in turn; none while workers are suspended."""
+        """As many jobs as there is room for, from each queue in turn; none while workers are suspended."""
         names = self.names
         self._drop_unknown_claims()
         self._queues.rotate(-1)
