@@ -190,7 +190,7 @@ class ActiveRun:
         return self._absorb_failure(item, result.failure, result)
 
     def _is_current(self, path: bytes, delivery: int) -> bool:
-        """Whether a delivery is the one in flight, or, of an item that is not, one that an earlier owner of the run has made."""
+        """Whether a delivery is the one in flight, or, of an item that is not, one that an earlier owner of its run made."""
         if path in self.in_flight:
             return self.in_flight[path] == delivery
         return self._deliveries.get(path, 0) < delivery

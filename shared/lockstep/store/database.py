@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -9,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError
 
 from lockstep.errors import ConfigurationError
+from lockstep.records import NewRun
 from lockstep.store.commit import GroupCommit
 
 
@@ -27,6 +29,9 @@ class Database(Protocol):
 
     def lock_schema(self, connection: sa.Connection) -> None:
         """Wait until no other process migrates, and keep others from it until the transaction ends."""
+
+    def insert_runs(self, connection: sa.Connection, runs: Sequence[NewRun]) -> dict[str, int]:
+        """Insert runs that are new, in a transaction of its own; when each was created, by run_id."""
 
     def group_commit(self, lease_seconds: float) -> GroupCommit:
         """A group commit with a connection of its own."""

@@ -15,8 +15,8 @@ from typing import Any
 import psycopg
 import sqlalchemy as sa
 
-from lockstep.core.lifecycle import FINISHED
-from lockstep.records import Transition
+from lockstep.core.lifecycle import FINISHED, RunStatus
+from lockstep.records import FORMAT_VERSION, NewRun, Transition
 from lockstep.store import schema
 from lockstep.store.clock import now_ms
 from lockstep.store.commit import Conflict, Consumed, GroupCommit, Snapshot
@@ -48,6 +48,20 @@ class PostgresDatabase:
             pool_pre_ping=True,
             connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "options": options},
         )
+        constants = {"status": f"'{RunStatus.PENDING.value}'", "step_id": "-1", "version": "0", "retries": "0"}
+        constants |= {"format_version": str(FORMAT_VERSION), "created_at": "now", "updated_at": "now"}
+        self._insert_runs = Arrays(
+            schema.runs,
+            NewRun.__struct_fields__,
+            f"WITH given AS (SELECT *, {now_ms().compile(dialect=self.engine.dialect)} AS now "
+            "FROM unnest({arrays}) AS rows ({names})), "
+            f"new AS (INSERT INTO runs ({{names}}, {', '.join(constants)}) "
+            f"SELECT {{names}}, {', '.join(constants.values())} FROM given "
+            "RETURNING run_id, partition_id, graph_hash, created_at), "
+            "due AS (INSERT INTO unfinished (run_id, partition_id, graph_hash, pending) "
+            "SELECT run_id, partition_id, graph_hash, 1 FROM new) "
+            "SELECT run_id, created_at FROM new",
+        )
 
     def check_exists(self) -> None:
         pass  # Connecting makes none.
@@ -64,6 +78,13 @@ class PostgresDatabase:
 
     def lock_schema(self, connection: sa.Connection) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({SCHEMA_LOCK})")
+
+    def insert_runs(self, connection: sa.Connection, runs: Sequence[NewRun]) -> dict[str, int]:
+        statement = self._insert_runs.on(runs)
+        assert statement is not None
+        sql, arrays = statement
+        # One statement is a transaction of its own, and one exchange.
+        return {row.run_id: row.created_at for row in connection.exec_driver_sql(sql, tuple(arrays))}
 
     def group_commit(self, lease_seconds: float) -> GroupCommit:
         return PostgresCommit(self.engine, lease_seconds)

@@ -15,7 +15,6 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from lockstep.core.lifecycle import FINISHED, RunStatus
 from lockstep.errors import ConfigurationError, RunNotFoundError, StoreUnavailableError
 from lockstep.records import (
-    FORMAT_VERSION,
     Command,
     CommitOutcome,
     Event,
@@ -31,6 +30,7 @@ from lockstep.store import schema
 from lockstep.store.clock import now_ms, prolonged
 from lockstep.store.commit import GroupCommit
 from lockstep.store.database import open_database
+from lockstep.store.insertion import insert_runs, new_row
 from lockstep.store.migrate import HEAD, current_revision, upgrade
 from lockstep.store.sharing import fair_share, partition_ranges
 
@@ -223,25 +223,19 @@ class SqlStore:
                 submit = self._submit_unless_known
 
     def _submit_new(self, runs: Sequence[NewRun]) -> list[Submitted]:
-        """The usual case in few statements: all are new."""
-        if not self._engine.dialect.insert_executemany_returning or len({run.run_id for run in runs}) < len(runs):
+        """The usual case: all are new."""
+        if len(runs) > IN_LIST or len({run.run_id for run in runs}) < len(runs):
             return self._submit_unless_known(runs)
-        stamped = schema.bound(schema.runs, created_at=now_ms(), updated_at=now_ms())
-        insert = sa.insert(schema.runs).values(stamped).returning(schema.runs)
-        with self._writing() as connection:
-            rows = [_run_row(row) for row in connection.execute(insert, [self._new_row(run) for run in runs])]
-            connection.execute(sa.insert(schema.unfinished), [self._unfinished_row(run) for run in runs])
-        by_id = {row.run_id: row for row in rows}
-        return [Submitted(by_id[run.run_id], True) for run in runs]
+        with self._reading() as connection:
+            created = self._database.insert_runs(connection, runs)
+        return [Submitted(new_row(run, created[run.run_id]), True) for run in runs]
 
     def _submit_unless_known(self, runs: Sequence[NewRun]) -> list[Submitted]:
         with self._writing() as connection:
             known = {row.run_id for row in self._rows(connection, [run.run_id for run in runs])}
             new = {run.run_id: run for run in reversed(runs) if run.run_id not in known}
-            if new:
-                stamped = schema.bound(schema.runs, created_at=now_ms(), updated_at=now_ms())
-                connection.execute(sa.insert(schema.runs).values(stamped), [self._new_row(run) for run in new.values()])
-                connection.execute(sa.insert(schema.unfinished), [self._unfinished_row(run) for run in new.values()])
+            for some in _chunks(new.values()):
+                insert_runs(connection, some)
             rows = {row.run_id: row for row in self._rows(connection, [run.run_id for run in runs])}
         created = set(new)
         answers = []
@@ -249,23 +243,6 @@ class SqlStore:
             answers.append(Submitted(rows[run.run_id], run.run_id in created))
             created.discard(run.run_id)
         return answers
-
-    @staticmethod
-    def _new_row(run: NewRun) -> dict[str, Any]:
-        return {
-            **{name: getattr(run, name) for name in run.__struct_fields__},
-            "status": RunStatus.PENDING.value,
-            "step_id": -1,
-            "version": 0,
-            "retries": 0,
-            "state_hash": None,
-            "error": None,
-            "format_version": FORMAT_VERSION,
-        }
-
-    @staticmethod
-    def _unfinished_row(run: NewRun) -> dict[str, Any]:
-        return {"run_id": run.run_id, "partition_id": run.partition_id, "graph_hash": run.graph_hash, "pending": 1}
 
     def commit(self, lease_id: str, commit_id: int, transitions: Sequence[Transition]) -> list[CommitOutcome]:
         try:

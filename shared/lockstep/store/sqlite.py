@@ -20,10 +20,11 @@ from sqlalchemy import bindparam
 
 from lockstep.core.lifecycle import FINISHED, SETTLED
 from lockstep.errors import ConfigurationError
-from lockstep.records import Transition
+from lockstep.records import NewRun, Transition
 from lockstep.store import schema
 from lockstep.store.clock import now_ms, prolonged
 from lockstep.store.commit import Conflict, Consumed, GroupCommit, Snapshot
+from lockstep.store.insertion import insert_runs
 
 BUSY_TIMEOUT_SECONDS = 30.0
 """How long a writer waits for the others on one file before StoreUnavailableError."""
@@ -69,6 +70,10 @@ class SqliteDatabase:
 
     def lock_schema(self, connection: sa.Connection) -> None:
         pass  # Its writers exclude each other anyway.
+
+    def insert_runs(self, connection: sa.Connection, runs: Sequence[NewRun]) -> dict[str, int]:
+        with self.writing(connection):
+            return insert_runs(connection, runs)
 
     def group_commit(self, lease_seconds: float) -> GroupCommit:
         return SqliteCommit(self.engine, lease_seconds, self._always_wait)
