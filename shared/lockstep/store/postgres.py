@@ -189,8 +189,8 @@ class Arrays:
 
     def __init__(self, table: sa.Table, names: Sequence[str], sql: str) -> None:
         types = [_array_of(table, name) for name in names]
-        # Binary for what is binary: as text, each byte would travel as two digits.
-        arrays = ", ".join(f"%{'b' if kind == 'bytea[]' else 's'}::{kind}" for kind in types)
+        # Binary: as text, each element is quoted and escaped, which takes the driver 4 us instead of 0.5.
+        arrays = ", ".join(f"%b::{kind}" for kind in types)
         self._sql = sql.replace("{arrays}", arrays).replace("{names}", ", ".join(names))
         self._getters = [attrgetter(name) for name in names]
 
