@@ -140,7 +140,8 @@ class Cluster:
         """Start one, and wait until it beats."""
         process = self.spawn("worker", *arguments, graphs=graphs, redis_url=redis_url, **environment)
         self.workers.append(process)
-        self.until(lambda: self.worker_name(process), "the worker beats")
+        # Its first claim counts as a beat, too.
+        self.until(lambda: self.redis.exists(self.names.worker(self.worker_name(process) or "")), "the worker beats")
         return process
 
     def worker_name(self, process: Process) -> str | None:

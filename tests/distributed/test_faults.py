@@ -393,7 +393,9 @@ def test_a_redis_that_was_away_and_has_lost_everything(database: Any, tmp_path: 
         for run in runs:
             run.result(PATIENCE_SECONDS)
         assert_alive(cluster)
+        # and no node ran twice: the workers have said again what they have, and sent again what they had sent
         figure("starts beyond one for each item", len(ledger) - 10 * 40 - 10 * 60)
+        assert set(ledger.counts().values()) == {1}
         assert_as_embedded(runs)
         # and the workers are on RQ's lists again
         assert cluster.redis.scard(f"{cluster.names.rq}:workers") == 2

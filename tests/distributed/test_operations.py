@@ -347,6 +347,28 @@ def test_a_worker_refuses_what_it_does_not_know_and_no_attempt_is_lost(cluster: 
     assert_as_embedded({run: ("chain", value)})
 
 
+def test_a_worker_refuses_each_task_of_a_batch(cluster: Cluster) -> None:
+    # given tasks that are known to be short, so that they travel together, and one slot in a worker that does not know them
+    coordinator = cluster.coordinator()
+    value = {"steps": 1}
+    wise = cluster.worker("--concurrency", "1", graphs=(CHAIN,))
+    for _ in range(5):
+        cluster.client.submit("chain", value).result(PATIENCE_SECONDS)
+    cluster.terminate(wise)
+    ignorant = cluster.worker("--concurrency", "1", graphs=(FAN,))
+    cluster.pass_time(ignorant, 2)
+    # when many runs begin in one moment: the same item of each, so all have the same path
+    coordinator.send_signal(signal.SIGSTOP)
+    runs = {cluster.client.submit("chain", value): ("chain", value) for _ in range(20)}
+    coordinator.send_signal(signal.SIGCONT)
+    cluster.until(lambda: "pending" not in {run.status.value for run in runs}, "all have begun")
+    cluster.pass_time(ignorant, 2)
+    # then none has failed, and all end when there is a worker that knows them
+    assert {run.status.value for run in runs} == {"running"}
+    cluster.worker(graphs=(CHAIN,))
+    assert_as_embedded(runs)
+
+
 def test_a_worker_needs_neither_the_database_nor_its_drivers(cluster: Cluster, tmp_path: Path) -> None:
     # given a worker that has no store's address, and in whose process importing a driver fails
     stubs = tmp_path / "stubs"

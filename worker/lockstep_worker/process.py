@@ -133,10 +133,10 @@ class WorkerProcess:
         """Execute the tasks of jobs that this process has claimed."""
         for job in jobs:
             unknown = [task for task in job.tasks if task.graph_hash not in self._graphs]
-            refused = {answer.path: answer for answer in job.refused}
-            refused |= {task.path: task.handed_back(f"no graph {task.graph_hash} on {self.info.name}") for task in unknown}
-            self.claims.add(job, [*refused.values()])
-            for answer in refused.values():
+            strange = [task.handed_back(f"no graph {task.graph_hash} on {self.info.name}") for task in unknown]
+            refused = [*job.refused, *strange]
+            self.claims.add(job, refused)
+            for answer in refused:
                 self._answer(answer)
         self.executor.pump()
 
