@@ -410,16 +410,7 @@ class ActiveRun:
         update = transition.update
         if update is None:
             return
-        self.row = msgspec.structs.replace(
-            self.row,
-            version=update.expected_version + 1,
-            status=update.status,
-            step_id=update.step_id,
-            state_hash=update.state_hash,
-            error=update.error,
-            options=update.options,
-            retries=update.retries,
-        )
+        self.row = self.row.updated(update)
         if step is not None:
             self._patch_bytes += len(step.patch)
             if transition.snapshot is not None:

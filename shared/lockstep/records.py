@@ -32,6 +32,20 @@ class NewRun(msgspec.Struct, frozen=True, kw_only=True):
     parent_run_id: str | None = None
     trace_context: str | None = None
 
+    def row(self, created_at: int) -> RunRow:
+        """The row of this run when it has just been stored."""
+        return RunRow(
+            **msgspec.structs.asdict(self),
+            status=RunStatus.PENDING,
+            step_id=-1,
+            version=0,
+            retries=0,
+            state_hash=None,
+            error=None,
+            created_at=created_at,
+            updated_at=created_at,
+        )
+
 
 class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     """A run as stored. `version` counts the changes of this row, `retries` how often the run was revived."""
@@ -55,6 +69,19 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     updated_at: int
     format_version: int = FORMAT_VERSION
+
+    def updated(self, update: RunUpdate) -> RunRow:
+        """This row after an update of it; only the database knows when that was."""
+        return msgspec.structs.replace(
+            self,
+            version=update.expected_version + 1,
+            status=update.status,
+            step_id=update.step_id,
+            state_hash=update.state_hash,
+            error=update.error,
+            options=update.options,
+            retries=update.retries,
+        )
 
 
 class StepRow(msgspec.Struct, frozen=True, kw_only=True):

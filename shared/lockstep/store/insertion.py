@@ -8,30 +8,15 @@ import msgspec
 import sqlalchemy as sa
 
 from lockstep.core.lifecycle import RunStatus
-from lockstep.records import NewRun, RunRow
+from lockstep.records import NewRun
 from lockstep.store import schema
 from lockstep.store.clock import now_ms
-
-
-def new_row(run: NewRun, created_at: int) -> RunRow:
-    """The row of a run that was submitted at this time."""
-    return RunRow(
-        **msgspec.structs.asdict(run),
-        status=RunStatus.PENDING,
-        step_id=-1,
-        version=0,
-        retries=0,
-        state_hash=None,
-        error=None,
-        created_at=created_at,
-        updated_at=created_at,
-    )
 
 
 def insert_runs(connection: sa.Connection, runs: Sequence[NewRun]) -> dict[str, int]:
     """Insert new runs, within the transaction that is open; when each was created, by run_id."""
     now = connection.execute(sa.select(now_ms())).scalar_one()
-    rows = [{**msgspec.structs.asdict(new_row(run, now)), "status": RunStatus.PENDING.value} for run in runs]
+    rows = [{**msgspec.structs.asdict(run.row(now)), "status": RunStatus.PENDING.value} for run in runs]
     connection.execute(sa.insert(schema.runs), rows)
     due = [{"run_id": run.run_id, "partition_id": run.partition_id, "graph_hash": run.graph_hash, "pending": 1} for run in runs]
     connection.execute(sa.insert(schema.unfinished), due)

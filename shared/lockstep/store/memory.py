@@ -142,18 +142,7 @@ class MemoryStore:
         known = self._runs.get(run.run_id)
         if known is not None:
             return Submitted(known.row, created=False)
-        now = self._clock()
-        row = RunRow(
-            **msgspec.structs.asdict(run),
-            status=RunStatus.PENDING,
-            step_id=-1,
-            version=0,
-            retries=0,
-            state_hash=None,
-            error=None,
-            created_at=now,
-            updated_at=now,
-        )
+        row = run.row(self._clock())
         self._runs[run.run_id] = StoredRun(row)
         self._pending.add(run.run_id)
         return Submitted(row, created=True)
@@ -192,17 +181,7 @@ class MemoryStore:
                 run.snapshots[step.step_id] = transition.snapshot
         if update is not None:
             self._pending.discard(transition.run_id)
-            run.row = msgspec.structs.replace(
-                run.row,
-                version=update.expected_version + 1,
-                status=update.status,
-                step_id=update.step_id,
-                state_hash=update.state_hash,
-                error=update.error,
-                options=update.options,
-                retries=update.retries,
-                updated_at=now,
-            )
+            run.row = msgspec.structs.replace(run.row.updated(update), updated_at=now)
         return Committed()
 
     def adopt(

@@ -30,7 +30,7 @@ from lockstep.store import schema
 from lockstep.store.clock import now_ms, prolonged
 from lockstep.store.commit import GroupCommit
 from lockstep.store.database import open_database
-from lockstep.store.insertion import insert_runs, new_row
+from lockstep.store.insertion import insert_runs
 from lockstep.store.migrate import HEAD, current_revision, upgrade
 from lockstep.store.sharing import fair_share, partition_ranges
 
@@ -228,7 +228,7 @@ class SqlStore:
             return self._submit_unless_known(runs)
         with self._reading() as connection:
             created = self._database.insert_runs(connection, runs)
-        return [Submitted(new_row(run, created[run.run_id]), True) for run in runs]
+        return [Submitted(run.row(created[run.run_id]), True) for run in runs]
 
     def _submit_unless_known(self, runs: Sequence[NewRun]) -> list[Submitted]:
         with self._writing() as connection:
