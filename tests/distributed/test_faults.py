@@ -376,9 +376,12 @@ def test_a_redis_that_was_away_and_has_lost_everything(database: Any, tmp_path: 
     try:
         cluster.coordinator()
         cluster.coordinator()
+        worker = cluster.worker("--concurrency", "8")
         cluster.worker("--concurrency", "8")
-        cluster.worker("--concurrency", "8")
-        runs = submit_many(cluster, ledger, chains=10, fans=10)
+        slow = {"width": 4, "gate": str(gate), "ledger": str(ledger)}
+        held = cluster.client.submit("fan", slow)
+        cluster.until(lambda: len(ledger) == 4, "some tasks will run all the time")
+        runs = {held: ("fan", slow), **submit_many(cluster, ledger, chains=10, fans=10)}
         cluster.until(lambda: len(ledger) > 300, "the runs are under way")
         # when it is killed, and comes back later with nothing
         server.stop()
@@ -390,11 +393,13 @@ def test_a_redis_that_was_away_and_has_lost_everything(database: Any, tmp_path: 
         # then everything goes on by itself, in the same processes
         cluster.until(lambda: len(ledger) > known, "nodes start again")
         figure("seconds from the return of Redis to the next start of a node", time.monotonic() - back)
+        cluster.pass_time(worker, BEAT_SECONDS * (BEATS_TO_MISS + 2))
+        gate.touch()
         for run in runs:
             run.result(PATIENCE_SECONDS)
         assert_alive(cluster)
         # and no node ran twice: the workers have said again what they have, and sent again what they had sent
-        figure("starts beyond one for each item", len(ledger) - 10 * 40 - 10 * 60)
+        figure("starts beyond one for each item", len(ledger) - 10 * 40 - 10 * 60 - 4)
         assert set(ledger.counts().values()) == {1}
         assert_as_embedded(runs)
         # and the workers are on RQ's lists again
