@@ -10,12 +10,21 @@ from pathlib import Path
 
 import pytest
 from tests.distributed.conftest import COMMAND, FLOWS, Cluster
-from tests.servers import free_port
+from tests.servers import Database, free_port
 
-from lockstep import Client, ConfigurationError, NodeFailedError, RunCancelledError, RunExistsError, UnknownGraphError
+from lockstep import (
+    Client,
+    ConfigurationError,
+    NodeFailedError,
+    RunCancelledError,
+    RunExistsError,
+    StoreUnavailableError,
+    UnknownGraphError,
+)
 from lockstep.broker.inspection import whereabouts
 from lockstep.core.lifecycle import RunStatus
 from lockstep.explain import explain
+from lockstep.store.sql import SqlStore
 
 
 def command(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -128,6 +137,7 @@ def test_explain_says_where_tasks_are_and_what_is_missing(cluster: Cluster, tmp_
     assert "no worker serves queue 'default'" in explained(cluster, "w")[2]
     # when a worker comes with two slots, then two leaves are with it and one waits
     cluster.worker("--concurrency", "2")
+    cluster.until(lambda: whereabouts(cluster.redis_url, cluster.namespace).workers, "the worker says its name")
     [name] = [worker.name for worker in whereabouts(cluster.redis_url, cluster.namespace).workers]
     wanted = [("claimed", name), ("claimed", name), ("queued", "default")]
     cluster.until(lambda: explained(cluster, "w")[1] == wanted, "the leaves are where they are")
@@ -179,3 +189,13 @@ def test_metrics_of_both_roles(cluster: Cluster, tmp_path: Path, monkeypatch: py
     gate.touch()
     run.result(60)
     cluster.until(lambda: metrics(ports[0])["langgraph_inflight_nodes"] == 0.0, "nothing is in flight any more")
+
+
+def test_a_session_that_the_server_ends_is_one_clear_error(database: Database) -> None:
+    # given a transaction whose session the server ends, as after a process was suspended for too long
+    store = SqlStore(database.url)
+    with pytest.raises(StoreUnavailableError, match="terminating connection"), store._writing() as connection:
+        connection.exec_driver_sql("SELECT pg_terminate_backend(pg_backend_pid())")
+    # then the next one works
+    assert store.find_runs() == []
+    store.close()

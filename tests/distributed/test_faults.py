@@ -369,7 +369,9 @@ def assert_alive(cluster: Cluster) -> None:
     assert all(process.poll() is None for process in (*cluster.coordinators, *cluster.workers)), cluster.said()
 
 
-def test_a_redis_that_was_away_and_has_lost_everything(database: Any, tmp_path: Path, ledger: Ledger, figure: Figure) -> None:
+def test_a_redis_that_was_away_and_has_lost_everything(
+    database: Any, tmp_path: Path, ledger: Ledger, gate: Path, figure: Figure
+) -> None:
     # given runs under way, over a Redis of their own
     server = RedisServer()
     cluster = Cluster(database.url, server.url, tmp_path)

@@ -409,18 +409,6 @@ def test_a_run_waits_while_no_coordinator_has_its_graph(cluster: Cluster) -> Non
     assert_as_embedded(waiting)
 
 
-@pytest.mark.xfail(reason="partitions are shared out without regard to graphs: a run waits for its partition's owner to go")
-def test_coordinators_with_different_graphs_side_by_side(cluster: Cluster) -> None:
-    # given two coordinators, each with a graph of its own, as while a new version is rolled out
-    cluster.coordinator(graphs=(CHAIN,))
-    cluster.coordinator(graphs=(FAN,))
-    cluster.worker()
-    # then runs of both end, whatever their shard
-    runs = [cluster.client.submit(name, {"steps": 2, "width": 2}) for name in ["chain", "fan"] * 10]
-    for run in runs:
-        run.result(10)
-
-
 # --- what stays ---------------------------------------------------------------------------------------------------------------
 
 

@@ -72,7 +72,9 @@ class PostgresDatabase:
         try:
             yield
         except BaseException:
-            connection.exec_driver_sql("ROLLBACK")
+            # A connection that the server has ended has nothing to roll back, and would only hide why.
+            if not connection.invalidated:
+                connection.exec_driver_sql("ROLLBACK")
             raise
         connection.exec_driver_sql("COMMIT")
 
