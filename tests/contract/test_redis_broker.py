@@ -255,11 +255,26 @@ def test_a_job_holds_its_share_of_what_is_ready(world: RedisWorld, broker: Redis
         world.worker("w2", slots=slots // 2)
     world.worker("w3", "gpu", slots=1000)
     broker.lost()
-    learn(broker, worker, "node", 1.0)
+    learn(broker, worker, "node", 9.0)
     # when 200 tasks are offered, then each slot gets as many, but no job has more than 64
     broker.offer(tasks("a", 200))
     assert world.sizes() == sizes
     assert max(sizes) <= BATCH_TASKS
+
+
+@pytest.mark.parametrize(
+    ("mean_ms", "sizes"), [(9.0, [1] * 128), (2.0, [5] * 25 + [3]), (0.5, [20] * 6 + [8]), (0.01, [64, 64])]
+)
+def test_tasks_that_are_very_short_fill_a_job_of_ten_milliseconds(
+    world: RedisWorld, broker: RedisBroker, mean_ms: float, sizes: list[int]
+) -> None:
+    # given more slots than tasks, and a node that takes so long
+    worker = world.worker("w", slots=1000)
+    broker.lost()
+    learn(broker, worker, "node", mean_ms)
+    # when tasks are offered, then as many share a job as make it short, though slots stay free
+    broker.offer(tasks("a", 128))
+    assert world.sizes() == sizes
 
 
 def test_without_a_living_worker_each_task_has_its_own_job(world: RedisWorld, broker: RedisBroker) -> None:

@@ -150,8 +150,7 @@ class RedisBroker:
 
     def _add_enqueue(self, pipe: Any, queue: str, tasks: Sequence[Task], encoded: Sequence[bytes | str]) -> None:
         names = self._names
-        slots = self._presence.slots(queue)
-        chunk = min(BATCH_TASKS, max(1, -(-len(tasks) // slots))) if slots else 1
+        chunk = self._chunk(queue, tasks)
         partitions = sorted({task.partition_id for task in tasks})
         key = names.queue(queue)
         keys = (key, names.queues, names.depth(queue), names.bell(queue), names.epochs, names.refused(queue))
@@ -175,6 +174,14 @@ class RedisBroker:
             *[self._owned.get(partition_id, 0) for partition_id in partitions],
             *encoded,
         )
+
+    def _chunk(self, queue: str, tasks: Sequence[Task]) -> int:
+        """How many tasks share a job: so many that all slots get some, but of very short ones as many as make a job short."""
+        slots = self._presence.slots(queue)
+        if not slots:
+            return 1
+        mean = max(self._means.get((task.graph_hash, task.node_id), SHORT_NODE_MS) for task in tasks)
+        return min(BATCH_TASKS, max(1, -(-len(tasks) // slots), int(SHORT_NODE_MS / max(mean, 0.01))))
 
     def _note(self, tasks: Sequence[Task], jobs: Sequence[bytes]) -> int:
         """Remember which task is in which job; how many tasks the jobs hold."""
