@@ -153,7 +153,7 @@ class Cluster:
     def beating(self, process: Process) -> list[int]:
         """The processes that beat for a worker."""
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        return [int(pid) for pid in children if b"lockstep.broker.beat" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return [int(pid) for pid in children if b"lockstep.broker.beat" in _command_line(pid)]
 
     def last_beat(self, process: Process) -> float:
         """When a worker has beaten last, by the server's clock in seconds."""
@@ -264,6 +264,14 @@ class Cluster:
                 process.wait()
             self.client.close()
             self.redis.close()
+
+
+def _command_line(pid: str) -> bytes:
+    """What a process was started with; nothing of one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 @pytest.fixture
