@@ -47,6 +47,9 @@ SWEEP_SECONDS = 1.0
 class Observer(Protocol):
     """Is told what the loop does; called from the loop's thread, so it must be quick and must not raise."""
 
+    def failing(self, run: ActiveRun) -> None:
+        """The run's failure, with `run.cause`, is about to be committed: whoever then reads of it may ask for the cause."""
+
     def moved(self, run: ActiveRun) -> None:
         """A change of the run's row is committed."""
 
@@ -294,6 +297,9 @@ class Coordinator:
             if not pending:
                 break
             transitions = [transition for _, transition, _ in pending]
+            for run, transition, _ in pending:
+                if transition.update is not None and transition.update.error is not None:
+                    self._observer.failing(run)
             outcomes = self._store.commit(self._lease_id, next(self._commit_ids), transitions)
             for (run, transition, step), outcome in zip(pending, outcomes, strict=True):
                 match outcome:

@@ -107,6 +107,9 @@ class CoordinatorProcess:
         coordinator = self._coordinator
         return coordinator.in_flight if coordinator is not None else 0
 
+    def failing(self, run: ActiveRun) -> None:
+        """See `Observer`: nobody asks here for exceptions."""
+
     def moved(self, run: ActiveRun) -> None:
         """See `Observer`: nobody waits here."""
 

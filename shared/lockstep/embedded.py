@@ -68,14 +68,17 @@ class Embedded:
 
         return unsubscribe
 
-    def moved(self, run: ActiveRun) -> None:
-        settled = run.row.status in SETTLED
+    def failing(self, run: ActiveRun) -> None:
         with self._lock:
             self._causes.pop(run.run_id, None)
-            if run.cause is not None and settled:
+            if run.cause is not None:
                 self._causes[run.run_id] = run.cause
                 if len(self._causes) > CAUSES_KEPT:
                     self._causes.popitem(last=False)
+
+    def moved(self, run: ActiveRun) -> None:
+        settled = run.row.status in SETTLED
+        with self._lock:
             wakes = [wake for wake, each_step in self._subscribers.get(run.run_id, ()) if settled or each_step]
         for wake in wakes:
             wake()

@@ -502,6 +502,28 @@ def test_a_stream_of_a_run_that_fails_ends_with_its_error(is_async: bool, store_
         assert seen == [0, 1]
 
 
+def test_the_cause_of_a_failure_is_there_when_the_failure_can_be_read(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(state: State) -> None:
+        raise KeyError("lost")
+
+    with Engine(single(lost), store_url) as engine:
+        parts = engine._running()
+        commit = parts.store.commit
+        causes: list[BaseException | None] = []
+
+        def commit_and_look(*group: Any) -> Any:
+            outcomes = commit(*group)
+            # Another thread may read the run now, before the loop does anything else.
+            if parts.store.find_runs(run_ids=["early"])[0].status == "failed":
+                causes.append(parts.cause_of("early"))
+            return outcomes
+
+        monkeypatch.setattr(parts.store, "commit", commit_and_look)
+        with pytest.raises(NodeFailedError):
+            engine.invoke({}, run_id="early")
+    assert [type(cause) for cause in causes] == [KeyError]
+
+
 # --- listing and deleting
 
 
