@@ -10,8 +10,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import psycopg
 import redis
+import sqlalchemy as sa
+
+POSTGRES = os.environ.get("LOCKSTEP_TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/postgres")
+MYSQL = os.environ.get("LOCKSTEP_TEST_MYSQL_URL", "mysql://root@127.0.0.1:3306/test")
+"""Servers whose user may create databases."""
 
 START_SECONDS = 30.0
 
@@ -105,14 +109,20 @@ def _postgres_programs() -> Path:
 
 
 class Database:
-    """A database of the test's own on a server that runs anyway."""
+    """A database of the tests' own on a server that runs anyway. A server that does not answer raises."""
 
     def __init__(self, server: str, name: str) -> None:
-        self._server, self._name = server, name
-        with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-        self.url = server.replace("postgresql://", "postgresql+psycopg://").rpartition("/")[0] + f"/{name}"
+        url = sa.make_url(server)
+        self._is_postgres = url.get_backend_name() == "postgresql"
+        self._server = url.set(drivername="postgresql+psycopg" if self._is_postgres else "mysql+pymysql")
+        self._name = name
+        self._execute(f"CREATE DATABASE {name}")
+        self.url = self._server.set(database=name).render_as_string(hide_password=False)
+
+    def _execute(self, statement: str) -> None:
+        engine = sa.create_engine(self._server, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
+        with engine.connect() as connection:
+            connection.exec_driver_sql(statement)
 
     def drop(self) -> None:
-        with psycopg.connect(self._server, autocommit=True) as connection:
-            connection.execute(f"DROP DATABASE {self._name} WITH (FORCE)")
+        self._execute(f"DROP DATABASE IF EXISTS {self._name}{' WITH (FORCE)' if self._is_postgres else ''}")

@@ -92,7 +92,6 @@ class Coordinator:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_numbers = itertools.count()
         self._moved: dict[str, ActiveRun] = {}
-        self._commit_ids = itertools.count(1)
         self._stopping = threading.Event()
         self._commands_sent = threading.Event()
 
@@ -300,7 +299,7 @@ class Coordinator:
             for run, transition, _ in pending:
                 if transition.update is not None and transition.update.error is not None:
                     self._observer.failing(run)
-            outcomes = self._store.commit(self._lease_id, next(self._commit_ids), transitions)
+            outcomes = self._store.commit(self._lease_id, transitions)
             for (run, transition, step), outcome in zip(pending, outcomes, strict=True):
                 match outcome:
                     case Committed():

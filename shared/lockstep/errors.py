@@ -253,6 +253,13 @@ class BrokerUnavailableError(LockstepError):
     url: str | None = None
 
 
+class PublishError(LockstepError):
+    """A sink has not taken all events: `arrived` of them did, in order. Not `retryable`: the next one never will."""
+
+    arrived: int = 0
+    retryable: bool = True
+
+
 ERRORS: dict[str, type[LockstepError]] = {
     name: value for name, value in list(globals().items()) if isinstance(value, type) and issubclass(value, LockstepError)
 }

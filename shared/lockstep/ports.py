@@ -1,4 +1,4 @@
-"""The contracts between the engine and the world: `Reader`, `Store`, `Broker`, `Context`. Adapters implement them.
+"""The contracts between the engine and the world: `Reader`, `Store`, `Outbox`, `Broker`, `Sink`, `Context`.
 
 A method of a store is one whole operation and one transaction. Times are milliseconds since 1970 by the database's clock.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lockstep.core.lifecycle import RunStatus
 from lockstep.records import (
+    Backlog,
     Command,
     CommitOutcome,
     Event,
@@ -17,11 +18,15 @@ from lockstep.records import (
     Message,
     NewRun,
     Outstanding,
+    PendingEvents,
+    Progress,
+    PublishedEvent,
     RunRow,
     StepRow,
     Submitted,
     Task,
     Transition,
+    WaitingRun,
     Work,
 )
 
@@ -93,12 +98,13 @@ class Store(Reader, Protocol):
     def submit(self, runs: Sequence[NewRun]) -> list[Submitted]:
         """Store new runs, durably. A run_id that is taken is left alone, and its row returned; the caller compares."""
 
-    def commit(self, lease_id: str, commit_id: int, transitions: Sequence[Transition]) -> list[CommitOutcome]:
+    def commit(self, lease_id: str, transitions: Sequence[Transition]) -> list[CommitOutcome]:
         """Store all transitions in one transaction, and say of each run what became of it.
 
         The first statement renews the lease where it is held; where it is not, all are Superseded. A transition that conflicts
         or is refused fails alone: the others are stored. After a crash each run has all of its transition, or nothing.
-        `commit_id` rises with each call of a lease and is stored with it. Raises StoreUnavailableError: then nothing is stored.
+        A transaction whose answer was lost is looked up, not repeated. Raises StoreUnavailableError if that cannot be done:
+        then each transition may be stored or not, and the caller has to load its runs anew.
         """
 
     def adopt(
@@ -124,8 +130,51 @@ class Store(Reader, Protocol):
     def delete(self, run_id: str) -> bool:
         """Remove a finished run and all that belongs to it; False: there is none, or it is not finished."""
 
+    @property
+    def outbox(self) -> Outbox:
+        """The part that relays use."""
+
     def close(self) -> None:
         """Close all connections. Idempotent."""
+
+
+class Outbox(Protocol):
+    """The events that are stored and not everywhere yet: what relays ask of a store, and tell it.
+
+    A sink is a place that events go to, known by its name. What it has not got yet is one row for each run, made by the very
+    transaction that stores the events, so nothing is looked for among runs that have nothing left to send. A relay claims whole
+    runs: while it has one, no other relay sends that run's events to that sink.
+    """
+
+    def add_sink(self, sink: str, *, from_now: bool = False) -> None:
+        """Send all events to this sink: those that are stored already, unless `from_now`, and all that are committed after this
+        call began. Idempotent: of a sink that is known, nothing changes."""
+
+    def remove_sink(self, sink: str) -> bool:
+        """Forget a sink and what it has not got; False: it is not known."""
+
+    def claim(self, relay_id: str, sink: str, runs: int, seconds: float) -> list[PendingEvents]:
+        """The next events of at most so many runs that wait for this sink, longest waiting first, each run's in order.
+
+        For so long no other relay gets these runs. Those that are parked, that rest until their next attempt, or that others
+        have claimed are left out.
+        """
+
+    def mark(self, relay_id: str, sink: str, progress: Sequence[Progress]) -> None:
+        """Store how far runs have got that this relay has claimed, and give them back. Of those that it has no more, nothing
+        changes: another relay sends these events again."""
+
+    def replay(self, sink: str, run_id: str, sequence: int = 0) -> bool:
+        """Send a run's events from this sequence on once more; False: it has none, or the sink is not known."""
+
+    def unpark(self, sink: str, run_id: str, *, skip: bool = False) -> bool:
+        """Try a parked run's event again now, or go on with the one after it; False: nothing of the run is parked there."""
+
+    def backlogs(self) -> list[Backlog]:
+        """What waits for each sink; ascending by name."""
+
+    def waiting(self, sink: str | None = None, *, parked: bool = False, limit: int = 100) -> list[WaitingRun]:
+        """The runs of which events wait, longest waiting first: for this sink, or all; only what is parked, or everything."""
 
 
 class Broker(Protocol):
@@ -172,6 +221,27 @@ class Broker(Protocol):
 
     def depth(self, queue: str) -> int:
         """How many tasks a queue holds."""
+
+
+class Sink(Protocol):
+    """A place that a relay publishes events to. Each method is called by one thread, and may block for a bounded time.
+
+    `name` is what its progress is stored under: two sinks of one name are one to the store.
+    """
+
+    @property
+    def name(self) -> str:
+        """1 to 64 of A-Z a-z 0-9 . _ : -"""
+
+    def publish(self, events: Sequence[PublishedEvent]) -> int:
+        """Publish events of one run, in order, and say how many: at least the first, and as many as go in some seconds.
+
+        The same ones may come again: after a crash, nobody knows what arrived. Raises PublishError, which says how many of them
+        arrived; any other exception means that none did.
+        """
+
+    def close(self) -> None:
+        """Close what it has open. Idempotent."""
 
 
 class Context(Protocol):

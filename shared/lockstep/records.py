@@ -123,6 +123,61 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     data: bytes
 
 
+class PublishedEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """An event as a sink gets it. `committed_at` is when its step was committed, in milliseconds by the database's clock."""
+
+    graph: str
+    committed_at: int
+    event: Event
+
+    @property
+    def event_id(self) -> str:
+        """The same whenever this event is published: run_id/sequence/position."""
+        return f"{self.event.run_id}/{self.event.sequence}/{self.event.position}"
+
+
+class PendingEvents(msgspec.Struct, frozen=True, kw_only=True):
+    """The next events of one run for one sink, in order. `attempts` is how often the first of them could not be published."""
+
+    run_id: str
+    attempts: int
+    events: Sequence[PublishedEvent]
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a run has got on a sink: `last` is its newest event that arrived, None if none did.
+
+    `error` says why the one after it did not; it is tried again after `pause_seconds`, or, if that is None, parked.
+    """
+
+    run_id: str
+    last: PublishedEvent | None
+    error: str | None = None
+    pause_seconds: float | None = None
+
+
+class Backlog(msgspec.Struct, frozen=True, kw_only=True):
+    """What waits for a sink. `lag_seconds` is the age of the oldest event that waits, parked ones left out; 0: none waits."""
+
+    sink: str
+    runs: int
+    parked: int
+    lag_seconds: float
+
+
+class WaitingRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A run of which events wait for a sink, from (sequence, position) on. `error` is what the last attempt said."""
+
+    sink: str
+    run_id: str
+    sequence: int
+    position: int
+    attempts: int
+    parked: bool
+    error: str | None
+    age_seconds: float
+
+
 class Command(msgspec.Struct, frozen=True, kw_only=True):
     """A request to a run's owner (an inbox row); `command_id` is unique, so sending one twice is sending it once."""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import itertools
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -21,6 +20,7 @@ from typing import Any, TypeVar, cast
 import pytest
 import sqlalchemy as sa
 from msgspec.structs import replace
+from tests.servers import MYSQL, POSTGRES, Database
 
 from lockstep.core.lifecycle import RunStatus
 from lockstep.ports import Store
@@ -70,50 +70,45 @@ def fresh_sqlite(folder: Path) -> Callable[[], Store]:
     return lambda: open_store(f"sqlite:///{file}")
 
 
-def fresh_postgres(_: Path) -> Callable[[], Store]:
-    url = postgres_database()
-    engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
-    with engine.begin() as connection:
-        # TRUNCATE makes new files, which takes a tenth of a second; there is never much to delete.
-        connection.exec_driver_sql("; ".join(f"DELETE FROM {table}" for table in metadata.tables))
-    return lambda: open_store(url)
+def fresh_on(server: str) -> Callable[[Path], Callable[[], Store]]:
+    """`fresh` of a store on a server: each test finds the same database, empty."""
+
+    def fresh(_: Path) -> Callable[[], Store]:
+        url = database_of_this_process(server)
+        engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
+        with engine.begin() as connection:
+            for table in metadata.tables:
+                # TRUNCATE makes new files, which takes a tenth of a second; there is never much to delete.
+                connection.exec_driver_sql(f"DELETE FROM {table}")
+        return lambda: open_store(url)
+
+    return fresh
 
 
 @functools.cache
-def postgres_database() -> str:
+def database_of_this_process(server: str) -> str:
     """The URL of an empty, migrated database of this process's own; dropped when the process ends."""
-    server = sa.make_url(os.environ.get("LOCKSTEP_TEST_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"))
-    name = f"lockstep_test_{os.getpid()}"
-    admin = sa.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
-
-    def execute(statement: str) -> None:
-        with admin.connect() as connection:
-            connection.exec_driver_sql(statement)
-
-    def drop() -> None:
-        execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-
     try:
-        execute(f"CREATE DATABASE {name}")
+        database = Database(server, f"lockstep_test_{os.getpid()}")
     except sa.exc.OperationalError as error:
         if "CI" in os.environ:
             raise
-        pytest.skip(f"no PostgreSQL at {server}; start one, or set LOCKSTEP_TEST_POSTGRES_URL ({error.orig})")
-    atexit.register(drop)
-    url = server.set(database=name).render_as_string(hide_password=False)
-    open_store(url).close()
-    return url
+        pytest.skip(f"no server for the tests: set LOCKSTEP_TEST_POSTGRES_URL or LOCKSTEP_TEST_MYSQL_URL ({error.orig})")
+    atexit.register(database.drop)
+    open_store(database.url).close()
+    return database.url
 
 
 def expire_in_sql(store: Store, lease_id: str) -> None:
-    with cast("SqlStore", store)._engine.begin() as connection:
+    with cast("SqlStore", store)._access.database.engine.begin() as connection:
         connection.execute(sa.update(leases).where(leases.c.lease_id == lease_id).values(expires_at=0))
 
 
 ADAPTERS = [
     Adapter("memory", fresh_memory, expire_in_memory),
     Adapter("sqlite", fresh_sqlite, expire_in_sql),
-    Adapter("postgres", fresh_postgres, expire_in_sql),
+    Adapter("postgres", fresh_on(POSTGRES), expire_in_sql),
+    Adapter("mysql", fresh_on(MYSQL), expire_in_sql),
 ]
 
 
@@ -204,7 +199,6 @@ class World:
         self.adapter = adapter
         self.a = a
         self.b = b
-        self._commit_ids = itertools.count(1)
         a.open_lease("A", "holder-a", HOUR)
         b.open_lease("B", "holder-b", HOUR)
 
@@ -286,7 +280,7 @@ class World:
         return Transition(run_id=run_id, update=cls.update(run_id, step_id, status, expected_version=version, **fields))
 
     def commit(self, *transitions: Transition, lease: str = "A") -> list[CommitOutcome]:
-        return self.handle(lease).commit(lease, next(self._commit_ids), transitions)
+        return self.handle(lease).commit(lease, transitions)
 
     def adopt(
         self,

@@ -37,7 +37,7 @@ def transition(run_id, k):
 store = open_store(sys.argv[1])
 store.open_lease("dying", "dying", 3600.0)
 for k in itertools.count():
-    outcomes = store.commit("dying", k + 1, [transition(run_id, k) for run_id in sys.argv[2:]])
+    outcomes = store.commit("dying", [transition(run_id, k) for run_id in sys.argv[2:]])
     assert set(outcomes) == {Committed()}
     print(k, flush=True)
 """
@@ -46,7 +46,7 @@ for k in itertools.count():
 def test_a_process_that_is_killed_leaves_whole_groups(sql_adapter: Adapter, world: World) -> None:
     # given a coordinator in a process of its own that commits group after group of all its runs
     world.submit(*RUNS, partition_id="dying")
-    url = cast("SqlStore", world.a)._engine.url.render_as_string(hide_password=False)
+    url = cast("SqlStore", world.a)._access.database.engine.url.render_as_string(hide_password=False)
     process = subprocess.Popen([sys.executable, "-c", COMMIT_UNTIL_KILLED, url, *RUNS], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     heard = [int(process.stdout.readline()) for _ in range(10)]

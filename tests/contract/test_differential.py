@@ -22,7 +22,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from lockstep.core.lifecycle import FINISHED, TRANSITIONS, RunStatus
 from lockstep.errors import LockstepError
 from lockstep.ports import Store
-from lockstep.records import Command, Event, JournalRow, NewRun, RunRow, RunUpdate, StepRow, Transition
+from lockstep.records import (
+    Command,
+    Event,
+    JournalRow,
+    NewRun,
+    PendingEvents,
+    Progress,
+    RunRow,
+    RunUpdate,
+    StepRow,
+    Transition,
+)
 from lockstep.store.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -48,9 +59,10 @@ GRAPHS = ["one", "two"]
 HOLDERS = ["holder-1", "holder-2"]
 COMMANDS = [f"command-{n}" for n in range(6)]
 PATHS = [sha256(b"path %d" % n).digest() for n in range(3)]
-TIMES = {"created_at": 0, "updated_at": 0, "committed_at": 0}
+TIMES = {"created_at": 0, "updated_at": 0, "committed_at": 0, "age_seconds": 0, "lag_seconds": 0}
 
 run_ids = st.sampled_from(RUNS)
+sinks = st.sampled_from(["sink-1", "sink-2"])
 numbers = st.integers(0, 9)
 seeds = st.integers(0, 2**32)
 KINDS = ["step", "step", "end", "revive", "journal", "stale", "again", "other key", "same key", "ahead"]
@@ -65,6 +77,11 @@ def timeless(answer: Any) -> Any:
     if isinstance(answer, list | tuple):
         return [timeless(one) for one in answer]
     return answer
+
+
+def by_run(pending: Sequence[PendingEvents]) -> Sequence[PendingEvents]:
+    """In an order that does not depend on when anything was committed."""
+    return sorted(pending, key=lambda each: each.run_id)
 
 
 def dump(store: Store) -> Any:
@@ -82,6 +99,9 @@ def dump(store: Store) -> Any:
                 ]
                 for row in rows
             ],
+            store.outbox.backlogs(),
+            sorted(store.outbox.waiting(), key=lambda row: (row.sink, row.run_id)),
+            sorted(store.outbox.waiting("sink-1", parked=True), key=lambda row: row.run_id),
         ]
     )
 
@@ -101,7 +121,6 @@ class Machine(RuleBasedStateMachine):
         self.sent: list[tuple[str, str]] = []
         self.past: list[Transition] = []
         self.keys = itertools.count()
-        self.commit_ids = itertools.count(1)
         self.open_lease("holder-1", HOUR)
         self.submit([(run_id, "one", HASHES[n % 2]) for n, run_id in enumerate(RUNS)], 0, b"input")
 
@@ -237,8 +256,8 @@ class Machine(RuleBasedStateMachine):
     def commit(self, number: int, moves: Sequence[tuple[str, str]], seed: int) -> None:
         chance = random.Random(seed)
         group = [self.transition(self.row(run_id), run_id, kind, chance) for run_id, kind in moves]
-        lease, commit_id = self.lease(number), next(self.commit_ids)
-        self.both(lambda store: store.commit(lease, commit_id, group))
+        lease = self.lease(number)
+        self.both(lambda store: store.commit(lease, group))
         self.past += group
         some = [run_id for run_id, _ in moves]
         self.both(lambda store: store.find_runs(run_ids=some))
@@ -341,6 +360,45 @@ class Machine(RuleBasedStateMachine):
             )
             for path, kind, n in chance.sample(keys, chance.choice([0, 0, 1, 2]))
         ]
+
+    # The outbox. Claims end at once or never, so that both stores agree on whether they have ended.
+
+    @rule(sink=sinks, what=st.sampled_from(["add", "add", "add from now", "remove"]))
+    def change_sinks(self, sink: str, what: str) -> None:
+        if what == "remove":
+            self.both(lambda store: store.outbox.remove_sink(sink))
+        else:
+            self.both(lambda store: store.outbox.add_sink(sink, from_now=what == "add from now"))
+
+    @rule(
+        relay=st.sampled_from(["relay-1", "relay-2"]),
+        sink=sinks,
+        lasting=st.booleans(),
+        seed=seeds,
+        marked_by=st.sampled_from(["relay-1", "relay-2"]),
+    )
+    def relay(self, relay: str, sink: str, lasting: bool, seed: int, marked_by: str) -> None:
+        """Claim, and mark what a relay that gets through to some of it would mark; or another relay does."""
+        claimed = self.both(lambda store: by_run(store.outbox.claim(relay, sink, 10, HOUR if lasting else -1)))
+        chance = random.Random(seed)
+        progress = [self.progress(pending, chance) for pending in claimed if chance.random() < 0.9]
+        self.both(lambda store: store.outbox.mark(marked_by, sink, progress))
+
+    @staticmethod
+    def progress(pending: PendingEvents, chance: random.Random) -> Progress:
+        arrived = chance.randrange(len(pending.events) + 1)
+        last = pending.events[arrived - 1] if arrived else None
+        if arrived == len(pending.events) or chance.random() < 0.3:
+            return Progress(run_id=pending.run_id, last=last)
+        pause = chance.choice([None, -1.0, HOUR])
+        return Progress(run_id=pending.run_id, last=last, error="no", pause_seconds=pause)
+
+    @rule(sink=sinks, run_id=run_ids, what=st.sampled_from(["replay", "unpark", "skip"]), sequence=numbers)
+    def repeat(self, sink: str, run_id: str, what: str, sequence: int) -> None:
+        if what == "replay":
+            self.both(lambda store: store.outbox.replay(sink, run_id, sequence))
+        else:
+            self.both(lambda store: store.outbox.unpark(sink, run_id, skip=what == "skip"))
 
     # Reading.
 

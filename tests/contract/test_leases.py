@@ -126,7 +126,7 @@ def test_a_renewal_never_shortens_a_lease(begun: World) -> None:
 
 def test_a_commit_over_another_handle_does_not_shorten_the_lease(begun: World) -> None:
     # given a handle that did not open the lease, so cannot know its length
-    [outcome] = begun.b.commit("A", 100, [begun.step("run-1", 1)])
+    [outcome] = begun.b.commit("A", [begun.step("run-1", 1)])
 
     # then the time left is what it was
     assert outcome == Committed()

@@ -214,7 +214,7 @@ def test_a_closed_store_can_be_read_and_keeps_no_connection(world: World, connec
     # given a store that is closed while somebody reads
     world.submit("run-1")
     world.b.close()
-    with cast("SqlStore", world.a)._reading():
+    with cast("SqlStore", world.a)._access.reading():
         world.a.close()
     assert connections.open == 0
 

@@ -61,7 +61,7 @@ def definitions(engine: sa.Engine) -> dict[str, str]:
 
 def test_the_migrations_lead_to_the_schema_of_the_code(sql_adapter: Adapter, world: World) -> None:
     # given a database that was migrated from nothing
-    engine = cast("SqlStore", world.a)._engine
+    engine = cast("SqlStore", world.a)._access.database.engine
 
     # when Alembic looks for what a further migration would have to change
     with engine.connect() as connection:

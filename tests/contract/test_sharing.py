@@ -490,7 +490,7 @@ def test_the_version_loaded_last_wins_also_when_the_clock_was_set_back(coordinat
     # given a version that was loaded by a clock that went ahead
     coordinators.join("C")
     coordinators.share("C", graphs={"changing": "hash-1"})
-    with cast("SqlStore", coordinators.world.a)._engine.begin() as connection:
+    with cast("SqlStore", coordinators.world.a)._access.database.engine.begin() as connection:
         connection.execute(sa.update(graphs).values(loaded_at=graphs.c.loaded_at + 3_600_000))
 
     for version in ["hash-2", "hash-1", "hash-2"]:

@@ -84,7 +84,7 @@ def calls(world: World, store: Store) -> list[Callable[[], object]]:
     """One call of each method that needs the database."""
     return [
         lambda: store.submit([world.new("run-2")]),
-        lambda: store.commit("A", 99, [world.step("run-1", 0)]),
+        lambda: store.commit("A", [world.step("run-1", 0)]),
         lambda: store.adopt("A", [], None, lambda _: False),
         lambda: store.send(Command(run_id="run-1", command_id="command", kind="cancel")),
         lambda: store.delete("run-1"),
@@ -131,19 +131,19 @@ def test_a_file_that_stays_locked_is_unavailable_and_nothing_is_stored(
     # when it commits
     step = world.step("run-1", 1, journal=[world.journal_row("run-1", "x")])
     with pytest.raises(StoreUnavailableError, match="locked"):
-        store.commit("C", 1, [step])
+        store.commit("C", [step])
 
     # then nothing is stored, and readers are not disturbed
     assert world.dump("run-1") == seen
     # and once the lock is gone, the same commit is stored
     somebody.execute("ROLLBACK")
     somebody.close()
-    assert store.commit("C", 2, [step]) == [Committed()]
+    assert store.commit("C", [step]) == [Committed()]
 
 
 def test_a_store_whose_connections_are_all_in_use_is_unavailable(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     # given a store that does not wait for connections, and callers that have them all
-    engine = cast("SqlStore", world.a)._engine
+    engine = cast("SqlStore", world.a)._access.database.engine
     monkeypatch.setattr(engine.pool, "_timeout", 0.0)
     taken = []
     with pytest.raises(sa.exc.TimeoutError):

@@ -38,8 +38,8 @@ def waits_of(url: str) -> list[int]:
         store.submit([new])
         used = []
         for transition in (step(0), step(1), step(2, RunStatus.SUCCEEDED)):
-            store.commit("A", 1, [transition])
-            used.append(store._commits["A"]._driver.execute("PRAGMA synchronous").fetchone()[0])
+            store.commit("A", [transition])
+            used.append(store._commits.of("A")._driver.execute("PRAGMA synchronous").fetchone()[0])
         return used
 
 
@@ -58,5 +58,5 @@ def test_another_setting_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_submissions_and_all_other_writes_wait(tmp_path: Path) -> None:
     # given a connection of the pool, over which runs are submitted and commands sent
-    with closing(SqlStore(f"sqlite:///{tmp_path}/a.db")) as store, store._engine.connect() as connection:
+    with closing(SqlStore(f"sqlite:///{tmp_path}/a.db")) as store, store._access.database.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == FULL

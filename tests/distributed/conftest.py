@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 from sqlalchemy import func, select, update
-from tests.servers import Database, RedisServer
+from tests.servers import POSTGRES, Database, RedisServer
 
 from lockstep import Client, Engine, Run
 from lockstep.broker.names import Names
@@ -29,7 +29,6 @@ PATIENCE_SECONDS = 60.0
 COMMAND = [sys.executable, "-c", "from lockstep.cli import main; main(prog_name='lockstep')"]
 FLOWS = Path(__file__).parent / "flows.py"
 AUDIT = Path(__file__).parents[2] / "docs" / "examples" / "audit.py"
-POSTGRES = os.environ.get("LOCKSTEP_TEST_POSTGRES_URL", "postgresql://postgres@127.0.0.1:5432/postgres")
 GRAPHS = (f"{FLOWS}:chain", f"{FLOWS}:fan", f"{AUDIT}:graph")
 
 Process = subprocess.Popen[bytes]
@@ -182,7 +181,7 @@ class Cluster:
 
     def reading(self) -> AbstractContextManager[Any]:
         """A connection to the database."""
-        return self.client._store._reading()  # type: ignore[attr-defined,no-any-return]
+        return self.client._store._access.reading()  # type: ignore[attr-defined,no-any-return]
 
     def leases(self) -> set[str]:
         """The coordinators that own partitions."""

@@ -194,7 +194,7 @@ def test_metrics_of_both_roles(cluster: Cluster, tmp_path: Path, monkeypatch: py
 def test_a_session_that_the_server_ends_is_one_clear_error(database: Database) -> None:
     # given a transaction whose session the server ends, as after a process was suspended for too long
     store = SqlStore(database.url)
-    with pytest.raises(StoreUnavailableError, match="terminating connection"), store._writing() as connection:
+    with pytest.raises(StoreUnavailableError, match="terminating connection"), store._access.writing() as connection:
         connection.exec_driver_sql("SELECT pg_terminate_backend(pg_backend_pid())")
     # then the next one works
     assert store.find_runs() == []

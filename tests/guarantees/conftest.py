@@ -81,8 +81,8 @@ class Commits:
         self._changed = threading.Condition()
         self.store.commit = self._followed  # type: ignore[method-assign]
 
-    def _followed(self, lease_id: str, commit_id: int, transitions: Sequence[Transition]) -> list[CommitOutcome]:
-        outcomes = self._commit(lease_id, commit_id, transitions)
+    def _followed(self, lease_id: str, transitions: Sequence[Transition]) -> list[CommitOutcome]:
+        outcomes = self._commit(lease_id, transitions)
         with self._changed:
             self.seen += [(lease_id, *both) for both in zip(transitions, outcomes, strict=True)]
             self._changed.notify_all()

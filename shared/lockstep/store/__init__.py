@@ -6,7 +6,9 @@ from lockstep.ports import Store
 
 
 def open_store(url: str, *, create: bool = True) -> Store:
-    """The store at `url`: memory://, sqlite:///path, or postgresql+psycopg://...; its schema is brought up to date first.
+    """The store at `url`: memory://, sqlite:///path, postgresql+psycopg://... or mysql+pymysql://...
+
+    Its schema is brought up to date first.
 
     With create=False, for those who only read, a SQLite file that does not exist is not made: that is a ConfigurationError.
 

@@ -29,6 +29,12 @@ def _on_postgresql(element: now_ms, compiler: Any, **_: Any) -> str:
     return "(extract(epoch from clock_timestamp()) * 1000)::bigint"
 
 
+@compiles(now_ms, "mysql", "mariadb")
+def _on_mysql(element: now_ms, compiler: Any, **_: Any) -> str:
+    # Not now(): that is when the statement began, and a lease may have ended while it waited for a lock.
+    return "CAST(unix_timestamp(sysdate(3)) * 1000 AS SIGNED)"
+
+
 def prolonged(column: sa.Column[int], milliseconds: Any) -> sa.Case[int]:
     """The end of a lease that holds for this long from now; never earlier than it was."""
     until = now_ms() + milliseconds

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,15 +14,23 @@ from lockstep.errors import StateError
 from lockstep.records import AlreadyCommitted, CommitOutcome, Committed, Refused, Superseded, Transition
 from lockstep.store import schema
 
+ATTEMPTS = 5
+"""How often a transaction is tried that a deadlock or the loss of its connection has ended."""
+
 
 class Conflict(Exception):
     """Some row was not as expected: one of the group's runs has moved."""
+
+
+class RefusedValue(Exception):
+    """A value of one of the group's runs cannot be stored."""
 
 
 class GroupCommit(ABC):
     """Commits groups of transitions for one coordinator, one group at a time.
 
     A database's own module says how a transaction is done; `integrity_error`, `operational_error` and `error` are its driver's.
+    Each transaction stores its number in the lease's row, so that one whose answer was lost can be looked up.
     """
 
     integrity_error: type[Exception]
@@ -28,20 +38,35 @@ class GroupCommit(ABC):
     error: type[Exception]
 
     def __init__(self, engine: sa.Engine, lease_seconds: float) -> None:
-        self._connection = engine.connect()
+        self._engine = engine
+        self._lease_ms = int(lease_seconds * 1000)
+        # Anywhere: with equal numbers, one's lost transaction could be taken for another's, of the lease's handle before.
+        self._number = secrets.randbits(62)
+        self._connect()
+
+    def _connect(self) -> None:
+        self._connection = self._engine.connect()
         self._driver: Any = self._connection.connection.driver_connection
         # Out of the pool: it is held as long as the lease, and a pool's bound is for what comes and goes.
         self._connection.detach()
-        self._lease_ms = int(lease_seconds * 1000)
 
     @abstractmethod
-    def _attempt(self, lease_id: str, commit_id: int, transitions: Sequence[Transition]) -> bool:
-        """The transaction; False: the lease is lost. Raises Conflict or a driver's error: then nothing is stored."""
+    def _attempt(self, lease_id: str, number: int, transitions: Sequence[Transition]) -> bool:
+        """The transaction; False: the lease is lost. Raises Conflict, RefusedValue or a driver's error: then nothing is stored,
+        unless the connection was lost, which tells nothing."""
 
-    def commit(self, lease_id: str, commit_id: int, transitions: Sequence[Transition]) -> list[CommitOutcome]:
+    def _is_lost(self, error: Exception) -> bool:
+        """Whether the connection has ended."""
+        return False
+
+    def _is_deadlock(self, error: Exception) -> bool:
+        """Whether the database has ended the transaction in favour of another one."""
+        return False
+
+    def commit(self, lease_id: str, transitions: Sequence[Transition]) -> list[CommitOutcome]:
         """See `Store.commit`. A group that fails is halved, until the culprit stands alone."""
         try:
-            if self._attempt(lease_id, commit_id, transitions):
+            if self._is_stored(lease_id, transitions):
                 return [Committed()] * len(transitions)
             return [Superseded()] * len(transitions)
         except (Conflict, self.integrity_error):
@@ -49,13 +74,40 @@ class GroupCommit(ABC):
                 return [self._outcome_of_conflict(transitions[0])]
         except self.operational_error:
             raise  # The database as a whole; the caller knows what to say of it.
-        except (self.error, OverflowError, UnicodeError) as error:
+        except (RefusedValue, self.error, OverflowError, UnicodeError) as error:
             if len(transitions) == 1:
                 run_id = transitions[0].run_id
                 return [Refused(StateError(f"the database refuses the run's data: {error}", run_id=run_id))]
         middle = len(transitions) // 2
         halves = transitions[:middle], transitions[middle:]
-        return [outcome for half in halves for outcome in self.commit(lease_id, commit_id, half)]
+        return [outcome for half in halves for outcome in self.commit(lease_id, half)]
+
+    def _is_stored(self, lease_id: str, transitions: Sequence[Transition]) -> bool:
+        """Whether the transaction was done, tried again where that can help; False: the lease is lost."""
+        self._number += 1
+        for left in reversed(range(ATTEMPTS)):
+            try:
+                return self._attempt(lease_id, self._number, transitions)
+            except self.operational_error as error:
+                if not left or not (self._is_lost(error) or self._is_deadlock(error)):
+                    raise
+                if self._is_lost(error):
+                    self.close()
+                    self._connect()
+                    stored = self._last_number(lease_id)
+                    if stored is None or stored == self._number:
+                        return stored is not None
+        raise AssertionError("the last attempt returns or raises")
+
+    def _last_number(self, lease_id: str) -> int | None:
+        """The number of the lease's last transaction that was committed; None: the lease is lost.
+
+        Waits for one that is still open: the server may not have noticed yet that its connection has ended.
+        """
+        held = schema.leases.c
+        query = sa.select(held.last_commit_id).where(held.lease_id == lease_id).with_for_update()
+        number: int | None = self._connection.execute(query).scalar()
+        return number
 
     def _outcome_of_conflict(self, transition: Transition) -> CommitOutcome:
         """Whether a transition that conflicts alone was stored before, or lost to another."""
@@ -91,3 +143,39 @@ class Consumed:
 
     def __init__(self, command_id: str) -> None:
         self.command_id = command_id
+
+
+class GroupCommits:
+    """The group commits of a store's leases. Each has a connection, made when its lease first commits."""
+
+    def __init__(self, make: Callable[[float], GroupCommit]) -> None:
+        self._make = make
+        self._lease_seconds: dict[str, float] = {}
+        self._groups: dict[str, GroupCommit] = {}
+        self._lock = threading.Lock()
+
+    def open(self, lease_id: str, seconds: float) -> None:
+        """A lease has begun; each commit renews it for so long."""
+        self._lease_seconds[lease_id] = seconds
+
+    def of(self, lease_id: str) -> GroupCommit:
+        """The group commit of a lease."""
+        with self._lock:
+            if lease_id not in self._groups:
+                self._groups[lease_id] = self._make(self._lease_seconds.get(lease_id, 0))
+            return self._groups[lease_id]
+
+    def close(self, lease_id: str) -> None:
+        """A lease has ended."""
+        with self._lock:
+            group = self._groups.pop(lease_id, None)
+            self._lease_seconds.pop(lease_id, None)
+        if group is not None:
+            group.close()
+
+    def close_all(self) -> None:
+        """Close all connections."""
+        with self._lock:
+            groups, self._groups = list(self._groups.values()), {}
+        for group in groups:
+            group.close()

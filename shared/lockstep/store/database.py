@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError
@@ -27,14 +27,29 @@ class Database(Protocol):
     def writing(self, connection: sa.Connection) -> AbstractContextManager[None]:
         """One transaction on the connection: committed at the end, rolled back after an exception."""
 
-    def lock_schema(self, connection: sa.Connection) -> None:
-        """Wait until no other process migrates, and keep others from it until the transaction ends."""
+    def upgrading(self, connection: sa.Connection) -> AbstractContextManager[None]:
+        """Wait until no other process migrates, and keep others from it. One transaction where the database can do that."""
+
+    def take_turns(self, connection: sa.Connection) -> None:
+        """Wait until no other process is behind this point in a transaction of its own, and keep others from it."""
+
+    def is_deadlock(self, error: BaseException | None) -> bool:
+        """Whether the database has ended the transaction in favour of another one, so that it can be tried again."""
+
+    def insert_or_update(
+        self, table: sa.Table, rows: sa.Select[Any], given: Sequence[str], constants: Mapping[str, Any]
+    ) -> sa.Insert:
+        """An insert of the rows that a query gives, with the names of their columns. Of a row whose primary key is taken, the
+        `given` columns get the new values, and others these constants."""
 
     def insert_runs(self, connection: sa.Connection, runs: Sequence[NewRun]) -> dict[str, int]:
         """Insert runs that are new, in a transaction of its own; when each was created, by run_id."""
 
     def group_commit(self, lease_seconds: float) -> GroupCommit:
         """A group commit with a connection of its own."""
+
+
+FORMS = "memory://, sqlite:///path, postgresql+psycopg://... or mysql+pymysql://..."
 
 
 def open_database(url: str) -> Database:
@@ -44,7 +59,7 @@ def open_database(url: str) -> Database:
     except (ArgumentError, ValueError):
         # What was said of it is not passed on: of a URL that cannot be read, any part may be the password.
         raise ConfigurationError(
-            f"the store URL {_scheme(url)}... cannot be read; use memory://, sqlite:///path or postgresql+psycopg://...",
+            f"the store URL {_scheme(url)}... cannot be read; use {FORMS}",
             option="store",
         ) from None
 
@@ -64,10 +79,12 @@ def _database_at(url: sa.URL) -> Database:
             from lockstep.store.postgres import PostgresDatabase
 
             return PostgresDatabase(url.set(drivername="postgresql+psycopg"))
+        case "mysql" | "mariadb":
+            from lockstep.store.mysql import MysqlDatabase
+
+            return MysqlDatabase(url.set(drivername="mysql+pymysql"))
         case kind:
-            raise ConfigurationError(
-                f"no store answers to {kind}:...; use memory://, sqlite:///path or postgresql+psycopg://...", option="store"
-            )
+            raise ConfigurationError(f"no store answers to {kind}:...; use {FORMS}", option="store")
 
 
 def _scheme(url: str) -> str:

@@ -23,6 +23,7 @@ from lockstep.records import (
     Event,
     JournalRow,
     NewRun,
+    PublishedEvent,
     RunRow,
     StepRow,
     Submitted,
@@ -30,6 +31,7 @@ from lockstep.records import (
     Transition,
     Work,
 )
+from lockstep.store.memory_outbox import MemoryOutbox
 from lockstep.store.sharing import fair_share, partition_ranges
 
 Clock = Callable[[], int]
@@ -80,6 +82,17 @@ class MemoryStore:
         self._inbox: dict[str, Command] = {}
         self._known_commands: dict[str, str] = {}
         self._known_keys: set[bytes] = set()
+        self.outbox = MemoryOutbox(self._lock, clock, self._published)
+
+    def _published(self) -> dict[str, list[PublishedEvent]]:
+        return {
+            run_id: [
+                PublishedEvent(graph=run.row.graph, committed_at=run.steps[event.step_id].committed_at, event=event)
+                for event in run.events
+            ]
+            for run_id, run in self._runs.items()
+            if run.events
+        }
 
     def open_lease(self, lease_id: str, holder: str, seconds: float, *, embedded: bool = True) -> None:
         with self._lock:
@@ -147,7 +160,7 @@ class MemoryStore:
         self._pending.add(run.run_id)
         return Submitted(row, created=True)
 
-    def commit(self, lease_id: str, commit_id: int, transitions: Sequence[Transition]) -> list[CommitOutcome]:
+    def commit(self, lease_id: str, transitions: Sequence[Transition]) -> list[CommitOutcome]:
         with self._lock:
             lease = self._leases.get(lease_id)
             if lease is None:
@@ -179,6 +192,8 @@ class MemoryStore:
             self._known_keys.add(step.idempotency_key)
             if transition.snapshot is not None:
                 run.snapshots[step.step_id] = transition.snapshot
+        if transition.events:
+            self.outbox.note(transition.events[0])
         if update is not None:
             self._pending.discard(transition.run_id)
             run.row = msgspec.structs.replace(run.row.updated(update), updated_at=now)
@@ -237,6 +252,7 @@ class MemoryStore:
             if run is None or run.row.status not in FINISHED:
                 return False
             del self._runs[run_id]
+            self.outbox.forget(run_id)
             self._known_keys -= {step.idempotency_key for step in run.steps}
             self._known_commands = {key: of for key, of in self._known_commands.items() if of != run_id}
             self._inbox = {key: command for key, command in self._inbox.items() if command.run_id != run_id}

@@ -7,13 +7,14 @@ when it finds something else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from lockstep.core.lifecycle import FINISHED, RunStatus
 from lockstep.records import FORMAT_VERSION, NewRun, Transition
@@ -78,8 +79,24 @@ class PostgresDatabase:
             raise
         connection.exec_driver_sql("COMMIT")
 
-    def lock_schema(self, connection: sa.Connection) -> None:
+    @contextmanager
+    def upgrading(self, connection: sa.Connection) -> Iterator[None]:
+        with self.writing(connection):
+            self.take_turns(connection)
+            yield
+
+    def take_turns(self, connection: sa.Connection) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({SCHEMA_LOCK})")
+
+    def is_deadlock(self, error: BaseException | None) -> bool:
+        return isinstance(error, psycopg.errors.DeadlockDetected)
+
+    def insert_or_update(
+        self, table: sa.Table, rows: sa.Select[Any], given: Sequence[str], constants: Mapping[str, Any]
+    ) -> sa.Insert:
+        statement = postgresql.insert(table).from_select(list(rows.selected_columns.keys()), rows)
+        changes = {name: statement.excluded[name] for name in given} | dict(constants)
+        return statement.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=changes)
 
     def insert_runs(self, connection: sa.Connection, runs: Sequence[NewRun]) -> dict[str, int]:
         statement = self._insert_runs.on(runs)
@@ -101,7 +118,6 @@ class PostgresCommit(GroupCommit):
 
     def __init__(self, engine: sa.Engine, lease_seconds: float) -> None:
         super().__init__(engine, lease_seconds)
-        self._driver.prepare_threshold = 0  # The same few statements again and again.
         now = str(now_ms().compile(dialect=engine.dialect))
         # An update that finds other rows than it should divides by zero, which ends the transaction within the pipeline.
         self._fence = (
@@ -120,6 +136,15 @@ class PostgresCommit(GroupCommit):
         self._steps = Inserted(schema.steps, committed_at=now)
         self._snapshots = Inserted(schema.snapshots)
         self._events = Inserted(schema.outbox)
+        self._undelivered = Arrays(
+            schema.outbox,
+            ("run_id", "sequence"),
+            "INSERT INTO undelivered "
+            "(sink, run_id, since, next_sequence, next_position, last_sequence, free_at, attempts, parked) "
+            f"SELECT sinks.name, run_id, {now}, sequence, 0, sequence, 0, 0, 0 "
+            "FROM sinks, unnest({arrays}) AS rows ({names}) "
+            "ON CONFLICT (sink, run_id) DO UPDATE SET last_sequence = excluded.last_sequence",
+        )
         changed = ("status", "step_id", "state_hash", "error", "options", "retries")
         self._runs = Arrays(
             schema.runs,
@@ -142,7 +167,17 @@ class PostgresCommit(GroupCommit):
             schema.inbox, ("command_id",), "UPDATE inbox SET consumed = 1 WHERE command_id = ANY ({arrays})"
         )
 
-    def _attempt(self, lease_id: str, commit_id: int, transitions: Sequence[Transition]) -> bool:
+    def _connect(self) -> None:
+        super()._connect()
+        self._driver.prepare_threshold = 0  # The same few statements again and again.
+
+    def _is_lost(self, error: Exception) -> bool:
+        return bool(self._driver.closed)
+
+    def _is_deadlock(self, error: Exception) -> bool:
+        return isinstance(error, psycopg.errors.DeadlockDetected)
+
+    def _attempt(self, lease_id: str, number: int, transitions: Sequence[Transition]) -> bool:
         updates = [t.update for t in transitions if t.update is not None]
         driver: psycopg.Connection[Any] = self._driver
         statements = [
@@ -151,6 +186,7 @@ class PostgresCommit(GroupCommit):
             self._steps.on([t.step for t in transitions if t.step is not None]),
             self._snapshots.on([Snapshot(t) for t in transitions if t.snapshot is not None]),
             self._events.on([event for t in transitions for event in t.events]),
+            self._undelivered.on([t.events[0] for t in transitions if t.events]),
             self._runs.on(updates),
             self._revived.on([u for u in updates if u.revives]),
             self._begun.on([u for u in updates if u.step_id == 0 and u.status not in FINISHED]),
@@ -160,7 +196,7 @@ class PostgresCommit(GroupCommit):
         try:
             with driver.pipeline():
                 self._unprepared("BEGIN")
-                driver.execute(self._fence, (self._lease_ms, commit_id, lease_id))
+                driver.execute(self._fence, (self._lease_ms, number, lease_id))
                 for statement in statements:
                     if statement is not None:
                         driver.execute(*statement)
@@ -216,5 +252,5 @@ class Inserted(Arrays):
 def _array_of(table: sa.Table, name: str) -> str:
     column = table.columns.get(name if name != "expected_version" else "version")
     assert column is not None, f"{table.name} has no column {name}"
-    kind = column.type.compile(sa.dialects.postgresql.dialect())  # type: ignore[no-untyped-call]
+    kind = column.type.compile(postgresql.dialect())  # type: ignore[no-untyped-call]
     return _ARRAYS.get(kind, "text[]")

@@ -66,6 +66,9 @@ runs = Table(
     Column("format_version", Integer, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
+    # Of what never changes: an index of what steps change would make each step dearer.
+    Index("runs_by_age", "created_at"),
+    Index("runs_of_graph_by_age", "graph", "created_at"),
     comment="One row per run, and where it stands.",
 )
 
@@ -131,6 +134,33 @@ outbox = Table(
     comment="Events that nodes emitted, stored with the step they belong to.",
 )
 
+sinks = Table(
+    "sinks",
+    metadata,
+    Column("name", IDENTIFIER, primary_key=True),
+    Column("added_at", BigInteger, nullable=False),
+    comment="Where events go: each commit of events leaves a row in undelivered for every sink.",
+)
+
+undelivered = Table(
+    "undelivered",
+    metadata,
+    Column("sink", IDENTIFIER, primary_key=True),
+    Column("run_id", RUN_ID, primary_key=True),
+    Column("since", BigInteger, nullable=False),
+    Column("next_sequence", BigInteger, nullable=False),
+    Column("next_position", Integer, nullable=False),
+    Column("last_sequence", BigInteger, nullable=False),
+    Column("relay_id", IDENTIFIER),
+    Column("free_at", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("parked", Integer, nullable=False),
+    Column("error", BYTES),
+    Index("undelivered_by_age", "sink", "parked", "since"),
+    Index("undelivered_by_run", "run_id"),
+    comment="What a sink has not got yet: one row for each run of which events wait. Without a row, it has them all.",
+)
+
 inbox = Table(
     "inbox",
     metadata,
@@ -144,6 +174,9 @@ inbox = Table(
     Index("inbox_by_run", "run_id", "consumed"),
     comment="Requests to a run's owner. Consumed rows stay, so that a command sent twice is carried out once.",
 )
+
+OF_A_RUN = (steps, snapshots, journal, outbox, undelivered, inbox, unfinished, runs)
+"""The tables that hold a run, each with its run_id."""
 
 
 def bound(table: Table, **expressions: Any) -> dict[str, Any]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from operator import attrgetter
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import sqlalchemy as sa
 from sqlalchemy import bindparam
+from sqlalchemy.dialects import sqlite
 
 from lockstep.core.lifecycle import FINISHED, SETTLED
 from lockstep.errors import ConfigurationError
@@ -25,6 +26,7 @@ from lockstep.store import schema
 from lockstep.store.clock import now_ms, prolonged
 from lockstep.store.commit import Conflict, Consumed, GroupCommit, Snapshot
 from lockstep.store.insertion import insert_runs
+from lockstep.store.outbox import row_for_each_sink
 
 BUSY_TIMEOUT_SECONDS = 30.0
 """How long a writer waits for the others on one file before StoreUnavailableError."""
@@ -68,15 +70,28 @@ class SqliteDatabase:
             raise
         connection.exec_driver_sql("COMMIT")
 
-    def lock_schema(self, connection: sa.Connection) -> None:
+    def upgrading(self, connection: sa.Connection) -> AbstractContextManager[None]:
+        return self.writing(connection)
+
+    def take_turns(self, connection: sa.Connection) -> None:
         pass  # Its writers exclude each other anyway.
+
+    def is_deadlock(self, error: BaseException | None) -> bool:
+        return False  # Writers wait for their turn before they lock anything.
+
+    def insert_or_update(
+        self, table: sa.Table, rows: sa.Select[Any], given: Sequence[str], constants: Mapping[str, Any]
+    ) -> sa.Insert:
+        statement = sqlite.insert(table).from_select(list(rows.selected_columns.keys()), rows)
+        changes = {name: statement.excluded[name] for name in given} | dict(constants)
+        return statement.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=changes)
 
     def insert_runs(self, connection: sa.Connection, runs: Sequence[NewRun]) -> dict[str, int]:
         with self.writing(connection):
             return insert_runs(connection, runs)
 
     def group_commit(self, lease_seconds: float) -> GroupCommit:
-        return SqliteCommit(self.engine, lease_seconds, self._always_wait)
+        return SqliteCommit(self, lease_seconds, self._always_wait)
 
 
 def _set_up(connection: sqlite3.Connection, _: Any) -> None:
@@ -129,11 +144,11 @@ class Prepared:
 class Fence:
     """The row of the first statement: who commits, and how long the lease is renewed for."""
 
-    __slots__ = ("commit_id", "duration_ms", "holder_of")
+    __slots__ = ("duration_ms", "holder_of", "number")
 
-    def __init__(self, lease_id: str, commit_id: int, duration_ms: int) -> None:
+    def __init__(self, lease_id: str, number: int, duration_ms: int) -> None:
         self.holder_of = lease_id
-        self.commit_id = commit_id
+        self.number = number
         self.duration_ms = duration_ms
 
 
@@ -144,7 +159,8 @@ class SqliteCommit(GroupCommit):
     operational_error = sqlite3.OperationalError
     error = sqlite3.Error
 
-    def __init__(self, engine: sa.Engine, lease_seconds: float, always_wait: bool) -> None:
+    def __init__(self, database: SqliteDatabase, lease_seconds: float, always_wait: bool) -> None:
+        engine = database.engine
         super().__init__(engine, lease_seconds)
         self._always_wait = always_wait
         self._waits = True
@@ -154,7 +170,7 @@ class SqliteCommit(GroupCommit):
             .where(t.leases.c.lease_id == bindparam("holder_of"))
             .values(
                 expires_at=prolonged(t.leases.c.expires_at, bindparam("duration_ms", type_=sa.BigInteger)),
-                last_commit_id=bindparam("commit_id"),
+                last_commit_id=bindparam("number"),
             ),
             dialect,
         )
@@ -164,6 +180,9 @@ class SqliteCommit(GroupCommit):
         self._steps = Prepared(sa.insert(t.steps).values(schema.bound(t.steps, committed_at=now_ms())), dialect)
         self._snapshots = Prepared(sa.insert(t.snapshots), dialect)
         self._events = Prepared(sa.insert(t.outbox), dialect)
+        self._undelivered = Prepared(
+            database.insert_or_update(t.undelivered, row_for_each_sink(), ["last_sequence"], {}), dialect
+        )
         self._runs = Prepared(
             sa.update(t.runs)
             .where(t.runs.c.run_id == bindparam("run_id"), t.runs.c.version == bindparam("expected_version"))
@@ -193,13 +212,13 @@ class SqliteCommit(GroupCommit):
             dialect,
         )
 
-    def _attempt(self, lease_id: str, commit_id: int, transitions: Sequence[Transition]) -> bool:
+    def _attempt(self, lease_id: str, number: int, transitions: Sequence[Transition]) -> bool:
         updates = [t.update for t in transitions if t.update is not None]
         cursor = self._driver.cursor()
         self._choose_durability(cursor, transitions)
         cursor.execute("BEGIN IMMEDIATE")
         try:
-            if not self._fence.execute(cursor, [Fence(lease_id, commit_id, self._lease_ms)]):
+            if not self._fence.execute(cursor, [Fence(lease_id, number, self._lease_ms)]):
                 cursor.execute("ROLLBACK")
                 return False
             for transition in transitions:
@@ -209,6 +228,7 @@ class SqliteCommit(GroupCommit):
             self._steps.execute(cursor, [t.step for t in transitions if t.step is not None])
             self._snapshots.execute(cursor, [Snapshot(t) for t in transitions if t.snapshot is not None])
             self._events.execute(cursor, [event for t in transitions for event in t.events])
+            self._undelivered.execute(cursor, [t.events[0] for t in transitions if t.events])
             if not self._runs.execute(cursor, updates):
                 raise Conflict
             self._revived.execute(cursor, [u for u in updates if u.revives])

@@ -58,8 +58,8 @@ def child(reference: str, input: str, run_id: str, directory: Path, number: int)
     sa.event.listen(sa.Engine, "connect", doom.follow)
     commit = SqlStore.commit
 
-    def committing(self: SqlStore, lease_id: str, commit_id: int, transitions: Sequence[Transition]) -> list[CommitOutcome]:
-        outcomes = commit(self, lease_id, commit_id, transitions)
+    def committing(self: SqlStore, lease_id: str, transitions: Sequence[Transition]) -> list[CommitOutcome]:
+        outcomes = commit(self, lease_id, transitions)
         doom.moment("committed")
         return outcomes
 

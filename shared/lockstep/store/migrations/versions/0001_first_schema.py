@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
-from alembic import op
 
+from lockstep.store.migrations.once import create_index, create_table
 from lockstep.store.types import BYTES, HASH, IDENTIFIER, NAME, NUMBER, RUN_ID
 
 revision = "0001"
@@ -13,7 +13,7 @@ down_revision = None
 
 def upgrade() -> None:
     """Create all tables."""
-    op.create_table(
+    create_table(
         "graphs",
         sa.Column("name", NAME, nullable=False),
         sa.Column("graph_hash", IDENTIFIER, nullable=False),
@@ -21,7 +21,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", "graph_hash"),
         comment="The graphs that coordinators have loaded: a client submits by name, and gets the version loaded last.",
     )
-    op.create_table(
+    create_table(
         "inbox",
         sa.Column("number", NUMBER, autoincrement=True, nullable=False),
         sa.Column("run_id", RUN_ID, nullable=False),
@@ -33,8 +33,8 @@ def upgrade() -> None:
         sa.UniqueConstraint("command_id", name="one_command_per_id"),
         comment="Requests to a run's owner. Consumed rows stay, so that a command sent twice is carried out once.",
     )
-    op.create_index("inbox_by_run", "inbox", ["run_id", "consumed"], unique=False)
-    op.create_table(
+    create_index("inbox_by_run", "inbox", ["run_id", "consumed"])
+    create_table(
         "journal",
         sa.Column("run_id", RUN_ID, nullable=False),
         sa.Column("path", HASH, nullable=False),
@@ -47,7 +47,7 @@ def upgrade() -> None:
         comment="What happened to each work item: its outcome once, its failures one by one.",
         sqlite_with_rowid=False,
     )
-    op.create_table(
+    create_table(
         "leases",
         sa.Column("lease_id", IDENTIFIER, nullable=False),
         sa.Column("holder", NAME, nullable=False),
@@ -56,7 +56,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("lease_id"),
         comment="The right to write: one row per coordinator incarnation, renewed by its transactions. No row, no right.",
     )
-    op.create_table(
+    create_table(
         "outbox",
         sa.Column("run_id", RUN_ID, nullable=False),
         sa.Column("sequence", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -68,7 +68,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run_id", "sequence", "position"),
         comment="Events that nodes emitted, stored with the step they belong to.",
     )
-    op.create_table(
+    create_table(
         "partitions",
         sa.Column("partition_id", IDENTIFIER, nullable=False),
         sa.Column("lease_id", IDENTIFIER, nullable=True),
@@ -78,7 +78,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("partition_id"),
         comment="A set of runs with one owner. An embedded engine's has no shards: only its own runs point to it.",
     )
-    op.create_table(
+    create_table(
         "runs",
         sa.Column("run_id", RUN_ID, nullable=False),
         sa.Column("graph", NAME, nullable=False),
@@ -102,7 +102,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run_id"),
         comment="One row per run, and where it stands.",
     )
-    op.create_table(
+    create_table(
         "snapshots",
         sa.Column("run_id", RUN_ID, nullable=False),
         sa.Column("step_id", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -110,7 +110,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run_id", "step_id"),
         comment="Whole states, so that reading one takes few patches.",
     )
-    op.create_table(
+    create_table(
         "steps",
         sa.Column("run_id", RUN_ID, nullable=False),
         sa.Column("step_id", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -124,7 +124,7 @@ def upgrade() -> None:
         comment="The commits of a run: the patch that step_id made, and the frontier it left.",
         sqlite_with_rowid=False,
     )
-    op.create_table(
+    create_table(
         "unfinished",
         sa.Column("run_id", RUN_ID, nullable=False),
         sa.Column("partition_id", IDENTIFIER, nullable=False),
@@ -133,5 +133,4 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run_id"),
         comment="The runs that still need an owner: sweeps read this small table, however many runs have finished.",
     )
-    op.create_index("unfinished_by_partition", "unfinished", ["partition_id", "pending"], unique=False)
-    # ### end Alembic commands ###
+    create_index("unfinished_by_partition", "unfinished", ["partition_id", "pending"])

@@ -1,0 +1,87 @@
+"""Connections to a SQL database: for reading, for one transaction, and what is said when there are none."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from lockstep.errors import StoreUnavailableError
+from lockstep.store.commit import ATTEMPTS
+from lockstep.store.database import Database
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Access:
+    """The way to one database. Its methods raise StoreUnavailableError, which names the database without its password."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        # Without its parameters: some drivers take the password as one.
+        self.url = database.engine.url.set(query={}).render_as_string(hide_password=True)
+        self._closed = False
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection on which each statement is a transaction."""
+        try:
+            with self.database.engine.connect() as connection:
+                try:
+                    yield connection
+                finally:
+                    # Runs can be read after `close`, or while it is called. Nobody would close what then goes into the pool.
+                    if self._closed and not connection.invalidated:
+                        connection.detach()
+        except DBAPIError as error:
+            raise self.unavailable(error.orig) from error
+        except PoolTimeoutError as error:
+            raise self.unavailable(error) from error
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """A connection within a transaction: committed at the end, rolled back after an exception."""
+        with self.reading() as connection, self.database.writing(connection):
+            yield connection
+
+    def unavailable(self, error: BaseException | None) -> StoreUnavailableError:
+        """What to say of an error of the driver's or the pool's."""
+        reason = " ".join(str(error).split())
+        return StoreUnavailableError(f"the database {self.url} does not work: {reason}; {self.database.remedy}", url=self.url)
+
+    def close(self) -> None:
+        """Close all connections that are not in use; those in use are closed by their users. Idempotent."""
+        self._closed = True
+        self.database.engine.dispose()
+
+
+class HasAccess(Protocol):
+    """Something that writes through an `Access`."""
+
+    _access: Access
+
+
+S = TypeVar("S", bound=HasAccess)
+
+
+def again_after_deadlock(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """A method that is one transaction, tried again when the database has ended that in favour of another one."""
+
+    @functools.wraps(method)
+    def trying(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return method(self, *args, **kwargs)
+            except StoreUnavailableError as error:
+                cause = error.__cause__
+                if not isinstance(cause, DBAPIError) or not self._access.database.is_deadlock(cause.orig):
+                    raise
+        return method(self, *args, **kwargs)
+
+    return trying
