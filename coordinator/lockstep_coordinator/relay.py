@@ -140,7 +140,7 @@ class SinkRelay:
             try:
                 arrived, failure = self._sink.publish(rest), None
             except PublishError as error:
-                arrived, failure = error.arrived, error
+                arrived, failure = error.arrived or 0, error
             except Exception as error:  # of somebody else's code: an event that it cannot take is not lost
                 arrived, failure = 0, PublishError(f"{type(error).__name__}: {text_of(error)}")
             if arrived:
@@ -156,7 +156,7 @@ class SinkRelay:
         attempts = 1 + (pending.attempts if last is None else 0)
         self.counts.failures += 1
         pause = None
-        if error.retryable and attempts < self._max_attempts:
+        if not error.permanent and attempts < self._max_attempts:
             pause = min(MAX_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(attempts - 1, 30)) * random.uniform(0.5, 1)
         else:
             self.counts.parked += 1

@@ -22,7 +22,8 @@
     ├── GraphVersionError           the run is pinned to a version of the graph that is not loaded
     ├── WaitTimeoutError            the wait ended first; the run goes on
     ├── StoreUnavailableError       the database does not answer, or refuses
-    └── BrokerUnavailableError      Redis does not answer, or refuses
+    ├── BrokerUnavailableError      Redis does not answer, or refuses
+    └── PublishError                a sink does not take an event
 
 A message names the culprit and the next action; the fields say where it happened. An error survives pickling and the way
 through the database: `to_record()` and `LockstepError.from_record()` are inverse.
@@ -254,10 +255,10 @@ class BrokerUnavailableError(LockstepError):
 
 
 class PublishError(LockstepError):
-    """A sink has not taken all events: `arrived` of them did, in order. Not `retryable`: the next one never will."""
+    """A sink has not taken all events: `arrived` of them did. `permanent`: the next one would be refused again and again."""
 
-    arrived: int = 0
-    retryable: bool = True
+    arrived: int | None = None
+    permanent: bool | None = None
 
 
 ERRORS: dict[str, type[LockstepError]] = {
