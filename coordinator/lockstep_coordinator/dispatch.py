@@ -79,11 +79,12 @@ class Dispatcher:
             item = run.next_item(full)
             if item is not None:
                 plan.append((run, item, run.task_for(item)))
+            if not any(run.ready.values()):
+                del self._waiting[run.run_id]
+            elif item is not None:
                 ring.append(run)
                 # Behind the others also at the next call, or with little room the first runs would get all of it.
                 self._waiting[run.run_id] = self._waiting.pop(run.run_id)
-            elif not any(run.ready.values()):
-                del self._waiting[run.run_id]
         return plan
 
     def _refuse(self, run: ActiveRun, item: WorkItem, queue: str) -> None:

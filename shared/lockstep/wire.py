@@ -38,12 +38,19 @@ def encode_outcome(writes: Sequence[Write], routes: Sequence[Route], events: Seq
 
 def decode_outcome(data: bytes) -> tuple[Finished, list[EmittedEvent]]:
     """The inverse of `encode_outcome`."""
-    record = json.loads(data)
-    writes = tuple([Write(*write) for write in record.get("writes", ())])
-    routes = tuple(
-        [Route(node_id, canonical_bytes(payload[0]) if payload else None) for node_id, *payload in record.get("routes", ())]
-    )
-    return Finished(writes, routes), [(kind, value) for kind, value in record.get("events", ())]
+    record = _decoded(_OUTCOME, data)
+    routes = tuple([Route(node_id, canonical_bytes(payload[0]) if payload else None) for node_id, *payload in record.routes])
+    return Finished(tuple([Write(*write) for write in record.writes]), routes), record.events
+
+
+class _Outcome(msgspec.Struct):
+    writes: list[Any] = []
+    routes: list[Any] = []
+    events: list[EmittedEvent] = []
+
+
+_OUTCOME = msgspec.json.Decoder(_Outcome)
+"""Values come out as the standard library's decoder would give them; a test compares the two."""
 
 
 class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):

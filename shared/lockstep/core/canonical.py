@@ -7,6 +7,7 @@ Equal values give equal bytes on every machine and Python, so their hashes can b
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from typing import Any
@@ -27,6 +28,8 @@ def canonical_bytes(value: Any, *, field: str | None = None, depth: int = MAX_DE
     Raises StateError, naming `field` and the place inside it, for anything else: other types, NaN and infinities, integers
     outside -2^63..2^63-1, keys that are no strings, lone surrogates, and more than MAX_DEPTH levels.
     """
+    if type(value) is int and INT_MIN <= value <= INT_MAX:
+        return b"%d" % value  # A tenth of the encoder's time, and counters are frequent.
     try:
         if _keeps_its_meaning(value, depth):
             return encode_json(value).encode()
@@ -35,6 +38,12 @@ def canonical_bytes(value: Any, *, field: str | None = None, depth: int = MAX_DE
     place, why = _find_fault(value, "", depth) or ("", "is not JSON")
     what = f"field {field!r}" if field else "the value"
     raise StateError(f"{what}{' at ' + place if place else ''} {why}", field=field)
+
+
+@functools.lru_cache(maxsize=4096)
+def quoted(name: str) -> bytes:
+    """The canonical bytes of a name: of a field or a node, so there are few, and each is asked for in every step."""
+    return canonical_bytes(name)
 
 
 def _keeps_its_meaning(value: Any, depth: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from lockstep.core.canonical import encode_json
+from lockstep.core.canonical import encode_json, quoted
 from lockstep.core.ordering import END, ROOT_PATH, START, Ordering, order_key_of, path_of
 from lockstep.core.records import Finished, Frontier, Route, Waiting, WorkItem
 from lockstep.core.topology import Topology
@@ -141,14 +141,14 @@ def encode_frontier(frontier: Frontier, ordering: Ordering) -> bytes:
 
     def entry(of: WorkItem | Waiting, *more: int) -> bytes:
         parent = parents.setdefault(of.parent_path, len(parents))
-        parts = [_json(of.node_id), b"%d" % parent, b"%d" % of.edge_index, *(b"%d" % number for number in more)]
+        parts = [quoted(of.node_id), b"%d" % parent, b"%d" % of.edge_index, *(b"%d" % number for number in more)]
         if of.payload is not None:
             parts.append(of.payload)
         return b"[" + b",".join(parts) + b"]"
 
     deferred = b",".join([entry(waiting, waiting.trigger_step) for waiting in frontier.deferred])
     items = b",".join([entry(item) for item in frontier.items])
-    arrived = _json({str(index): sorted(members) for index, members in frontier.arrived.items()})
+    arrived = _json({str(index): sorted(members) for index, members in frontier.arrived.items()}) if frontier.arrived else b"{}"
     listed = b",".join([b'"%s"' % parent.hex().encode() for parent in parents])
     rule = b"" if ordering == "edge" else b'"ordering":%b,' % _json(ordering)
     return b'{"arrived":%b,"deferred":[%b],"items":[%b],%b"parents":[%b]}' % (arrived, deferred, items, rule, listed)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from lockstep.core.canonical import canonical_bytes
+from lockstep.core.canonical import canonical_bytes, quoted
 from lockstep.core.ordering import state_hash_of
 
 
@@ -40,7 +40,7 @@ class State(msgspec.Struct, frozen=True):
 
     def to_bytes(self) -> bytes:
         """The canonical bytes of the whole state as one object, put together from those of the fields."""
-        return b"{%b}" % b",".join([canonical_bytes(name) + b":" + self.encoded[name] for name in sorted(self.encoded)])
+        return b"{%b}" % b",".join([quoted(name) + b":" + self.encoded[name] for name in sorted(self.encoded)])
 
     @staticmethod
     def from_bytes(data: bytes) -> State:
@@ -58,22 +58,21 @@ def diff(old: State, new: State) -> bytes:
         before, after = old.encoded.get(name), new.encoded.get(name)
         if before == after:
             continue
-        quoted = canonical_bytes(name)
         if after is None:
-            operations.append(b'["delete",%b]' % quoted)
+            operations.append(b'["delete",%b]' % quoted(name))
         elif before is not None and after[:1] == b"[" and len(before) > 2 and after.startswith(before[:-1] + b","):
-            operations.append(b'["append",%b,[%b]' % (quoted, after[len(before) :]))
+            operations.append(b'["append",%b,[%b]' % (quoted(name), after[len(before) :]))
         elif before is not None and after[:1] == before[:1] == b"{":
-            operations.append(_shorter_of_merge_and_set(quoted, old.values[name], new.values[name], after))
+            operations.append(_shorter_of_merge_and_set(quoted(name), old.values[name], new.values[name], after))
         else:
-            operations.append(b'["set",%b,%b]' % (quoted, after))
+            operations.append(b'["set",%b,%b]' % (quoted(name), after))
     return b"[%b]" % b",".join(operations)
 
 
-def _shorter_of_merge_and_set(quoted: bytes, old: dict[str, Any], new: dict[str, Any], after: bytes) -> bytes:
+def _shorter_of_merge_and_set(name: bytes, old: dict[str, Any], new: dict[str, Any], after: bytes) -> bytes:
     changed = {key: value for key, value in new.items() if key not in old or not _same(old[key], value)}
-    merge = b'["merge",%b,%b,%b]' % (quoted, canonical_bytes(changed), canonical_bytes(sorted(old.keys() - new.keys())))
-    whole = b'["set",%b,%b]' % (quoted, after)
+    merge = b'["merge",%b,%b,%b]' % (name, canonical_bytes(changed), canonical_bytes(sorted(old.keys() - new.keys())))
+    whole = b'["set",%b,%b]' % (name, after)
     return min(merge, whole, key=len)
 
 

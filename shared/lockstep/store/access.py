@@ -3,20 +3,47 @@
 from __future__ import annotations
 
 import functools
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from lockstep.errors import StoreUnavailableError
 from lockstep.store.commit import ATTEMPTS
 from lockstep.store.database import Database
 
+if TYPE_CHECKING:
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+FRESH_SECONDS = 1.0
+"""A connection that was used so recently is not asked whether it still lives: that would be an exchange for each use."""
+
+
+def ask_idle_connections(engine: sa.Engine) -> None:
+    """Before a connection is used that has lain idle, ask the server for a sign of life; one that has ended is replaced."""
+
+    def note(connection: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
+        record.info["used_at"] = time.monotonic()
+
+    def ask(connection: DBAPIConnection, record: ConnectionPoolEntry, _: PoolProxiedConnection) -> None:
+        if time.monotonic() - record.info.get("used_at", math.inf) > FRESH_SECONDS:
+            try:
+                engine.dialect.do_ping(connection)
+            except engine.dialect.loaded_dbapi.Error as error:
+                raise DisconnectionError(str(error)) from error
+
+    sa.event.listen(engine, "checkin", note)
+    sa.event.listen(engine, "checkout", ask)
 
 
 class Access:
@@ -24,6 +51,7 @@ class Access:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        ask_idle_connections(database.engine)
         # Without its parameters: some drivers take the password as one.
         self.url = database.engine.url.set(query={}).render_as_string(hide_password=True)
         self._closed = False

@@ -63,7 +63,6 @@ class MysqlDatabase:
             # Else the server's default, which in MariaDB cannot hold every text.
             url.update_query_dict({"charset": "utf8mb4"}),
             isolation_level="AUTOCOMMIT",
-            pool_pre_ping=True,
             connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "read_timeout": ANSWER_TIMEOUT_SECONDS},
         )
         sa.event.listen(self.engine, "connect", _set_up)

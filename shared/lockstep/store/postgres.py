@@ -46,7 +46,6 @@ class PostgresDatabase:
         self.engine = sa.create_engine(
             url,
             isolation_level="AUTOCOMMIT",
-            pool_pre_ping=True,
             connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "options": options},
         )
         constants = {"status": f"'{RunStatus.PENDING.value}'", "step_id": "-1", "version": "0", "retries": "0"}
