@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import redis
-from sqlalchemy import func, select, update
+from sqlalchemy import Connection, NullPool, create_engine, func, select, update
 from tests.servers import POSTGRES, Database, RedisServer
 
 from lockstep import Client, Engine, Run
@@ -100,6 +100,7 @@ class Cluster:
         self.namespace = f"t{uuid.uuid4().hex[:12]}"
         self.names = Names(self.namespace)
         self.redis = redis.Redis.from_url(redis_url)
+        self._engine = create_engine(store_url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
         self.client = Client(store_url, redis_url=redis_url, namespace=self.namespace)
         self.coordinators: list[Process] = []
         self.workers: list[Process] = []
@@ -179,9 +180,9 @@ class Cluster:
         ids: Any = self.redis.lrange(self.names.queue(queue), 0, -1)
         return sum(int(job_id.rpartition(b"-")[2]) for job_id in ids)
 
-    def reading(self) -> AbstractContextManager[Any]:
-        """A connection to the database."""
-        return self.client._store._access.reading()  # type: ignore[attr-defined,no-any-return]
+    def reading(self) -> AbstractContextManager[Connection]:
+        """A connection to the database, a new one: what was there before may have ended with the server."""
+        return self._engine.connect()
 
     def leases(self) -> set[str]:
         """The coordinators that own partitions."""

@@ -90,7 +90,7 @@ class Access:
 
 
 class HasAccess(Protocol):
-    """Something that writes through an `Access`."""
+    """Something that works through an `Access`."""
 
     _access: Access
 
@@ -98,8 +98,8 @@ class HasAccess(Protocol):
 S = TypeVar("S", bound=HasAccess)
 
 
-def again_after_deadlock(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """A method that is one transaction, tried again when the database has ended that in favour of another one."""
+def repeatable(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """A method that is one transaction and may be done twice: tried again after a deadlock, or when its connection was lost."""
 
     @functools.wraps(method)
     def trying(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -108,7 +108,10 @@ def again_after_deadlock(method: Callable[Concatenate[S, P], R]) -> Callable[Con
                 return method(self, *args, **kwargs)
             except StoreUnavailableError as error:
                 cause = error.__cause__
-                if not isinstance(cause, DBAPIError) or not self._access.database.is_deadlock(cause.orig):
+                if not isinstance(cause, DBAPIError):
+                    raise
+                # What a new connection cannot be had for is raised at the next attempt.
+                if not (cause.connection_invalidated or self._access.database.is_deadlock(cause.orig)):
                     raise
         return method(self, *args, **kwargs)
 

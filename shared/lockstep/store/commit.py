@@ -45,8 +45,8 @@ class GroupCommit(ABC):
         self._connect()
 
     def _connect(self) -> None:
-        self._connection = self._engine.connect()
-        self._driver: Any = self._connection.connection.driver_connection
+        self._connection = self._engine.raw_connection()
+        self._driver: Any = self._connection.driver_connection
         # Out of the pool: it is held as long as the lease, and a pool's bound is for what comes and goes.
         self._connection.detach()
 
@@ -93,6 +93,7 @@ class GroupCommit(ABC):
                     raise
                 if self._is_lost(error):
                     self.close()
+                    self._engine.dispose()  # Those that lie in the pool have most likely ended, too.
                     self._connect()
                     stored = self._last_number(lease_id)
                     if stored is None or stored == self._number:
@@ -106,8 +107,9 @@ class GroupCommit(ABC):
         """
         held = schema.leases.c
         query = sa.select(held.last_commit_id).where(held.lease_id == lease_id).with_for_update()
-        number: int | None = self._connection.execute(query).scalar()
-        return number
+        with self._engine.connect() as connection:
+            number: int | None = connection.execute(query).scalar()
+            return number
 
     def _outcome_of_conflict(self, transition: Transition) -> CommitOutcome:
         """Whether a transition that conflicts alone was stored before, or lost to another."""
@@ -115,8 +117,9 @@ class GroupCommit(ABC):
             key = sa.select(schema.steps.c.idempotency_key).where(
                 schema.steps.c.run_id == transition.run_id, schema.steps.c.step_id == transition.step.step_id
             )
-            if self._connection.execute(key).scalar() == transition.step.idempotency_key:
-                return AlreadyCommitted()
+            with self._engine.connect() as connection:
+                if connection.execute(key).scalar() == transition.step.idempotency_key:
+                    return AlreadyCommitted()
         return Superseded()
 
     def close(self) -> None:

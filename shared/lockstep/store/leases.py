@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from lockstep.records import RunRow
 from lockstep.store import schema
-from lockstep.store.access import Access, again_after_deadlock
+from lockstep.store.access import Access, repeatable
 from lockstep.store.clock import now_ms, prolonged
 from lockstep.store.commit import GroupCommits
 from lockstep.store.reading import chunks, loaded_graphs, run_row
@@ -21,7 +21,7 @@ class SqlLeases:
     _access: Access
     _commits: GroupCommits
 
-    @again_after_deadlock
+    @repeatable
     def open_lease(self, lease_id: str, holder: str, seconds: float, *, embedded: bool = True) -> None:
         with self._access.writing() as connection:
             connection.execute(
@@ -33,7 +33,7 @@ class SqlLeases:
                 connection.execute(sa.insert(schema.partitions).values(partition_id=lease_id, lease_id=lease_id, epoch=1))
         self._commits.open(lease_id, seconds)
 
-    @again_after_deadlock
+    @repeatable
     def share(self, lease_id: str, graphs: Mapping[str, str], is_dead: Callable[[str], bool]) -> dict[str, int]:
         p = schema.partitions.c
         with self._access.writing() as connection:
@@ -65,13 +65,14 @@ class SqlLeases:
             epochs = sa.select(p.partition_id, p.epoch).where(p.partition_id.in_(kept)).order_by(p.partition_id)
             return {row.partition_id: row.epoch for row in connection.execute(epochs)}
 
+    @repeatable
     def unfinished(self, partition_ids: Collection[str]) -> list[RunRow]:
         u, r = schema.unfinished.c, schema.runs.c
         query = sa.select(schema.runs).join(schema.unfinished, u.run_id == r.run_id).order_by(r.run_id)
         with self._access.reading() as connection:
             return [run_row(row) for row in connection.execute(query.where(u.partition_id.in_(list(partition_ids))))]
 
-    @again_after_deadlock
+    @repeatable
     def renew_lease(self, lease_id: str, seconds: float) -> bool:
         until = prolonged(schema.leases.c.expires_at, int(seconds * 1000))
         with self._access.writing() as connection:
@@ -80,14 +81,14 @@ class SqlLeases:
             )
             return renewed.rowcount == 1
 
-    @again_after_deadlock
+    @repeatable
     def close_lease(self, lease_id: str) -> None:
         self._commits.close(lease_id)
         with self._access.writing() as connection:
             connection.execute(sa.delete(schema.leases).where(schema.leases.c.lease_id == lease_id))
             _drop_empty_partitions(connection)
 
-    @again_after_deadlock
+    @repeatable
     def adopt(
         self,
         lease_id: str,

@@ -63,6 +63,7 @@ class MysqlDatabase:
             # Else the server's default, which in MariaDB cannot hold every text.
             url.update_query_dict({"charset": "utf8mb4"}),
             isolation_level="AUTOCOMMIT",
+            pool_reset_on_return=None,  # Nothing is left open: whoever begins a transaction ends it.
             connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "read_timeout": ANSWER_TIMEOUT_SECONDS},
         )
         sa.event.listen(self.engine, "connect", _set_up)
@@ -153,7 +154,9 @@ class MysqlCommit(GroupCommit):
         self._steps = Inserted(schema.steps, last="committed_at")
         self._snapshots = Inserted(schema.snapshots)
         self._events = Inserted(schema.outbox)
-        [self._max_packet_bytes] = self._connection.exec_driver_sql("SELECT @@max_allowed_packet").one()
+        with self._driver.cursor() as cursor:
+            cursor.execute("SELECT @@max_allowed_packet")
+            [self._max_packet_bytes] = cursor.fetchone()
 
     def _is_lost(self, error: Exception) -> bool:
         return _number(error) in LOST

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from lockstep.records import Backlog, Event, PendingEvents, Progress, PublishedEvent, WaitingRun
 from lockstep.store import schema
-from lockstep.store.access import Access, again_after_deadlock
+from lockstep.store.access import Access, repeatable
 from lockstep.store.clock import now_ms
 
 EVENTS_PER_CLAIM = 1000
@@ -38,11 +38,12 @@ class SqlOutbox:
         if not self._is_known(sink) and self._add(sink) and not from_now:
             self._note_stored(sink)
 
+    @repeatable
     def _is_known(self, sink: str) -> bool:
         with self._access.reading() as connection:
             return connection.execute(sa.select(s.name).where(s.name == sink)).first() is not None
 
-    @again_after_deadlock
+    @repeatable
     def _add(self, sink: str) -> bool:
         with self._access.writing() as connection:
             self._access.database.take_turns(connection)
@@ -64,7 +65,7 @@ class SqlOutbox:
         while after is not None:
             after = self._note_some(sink, after)
 
-    @again_after_deadlock
+    @repeatable
     def _note_some(self, sink: str, after: str) -> str | None:
         """Note the events of the next runs behind `after`; the last of them, None: there are no more."""
         runs = sa.select(o.run_id).where(o.run_id > after).group_by(o.run_id).order_by(o.run_id).limit(BACKFILL_RUNS)
@@ -90,14 +91,14 @@ class SqlOutbox:
         )
         return connection.execute(statement).rowcount
 
-    @again_after_deadlock
+    @repeatable
     def remove_sink(self, sink: str) -> bool:
         with self._access.writing() as connection:
             removed = connection.execute(sa.delete(schema.sinks).where(s.name == sink)).rowcount == 1
             connection.execute(sa.delete(schema.undelivered).where(u.sink == sink))
             return removed
 
-    @again_after_deadlock
+    @repeatable
     def claim(self, relay_id: str, sink: str, runs: int, seconds: float) -> list[PendingEvents]:
         free = sa.select(u.run_id, u.attempts).where(u.sink == sink, u.parked == 0, u.free_at <= now_ms())
         free = free.order_by(u.since, u.run_id).limit(runs)
@@ -143,7 +144,7 @@ class SqlOutbox:
             for row in connection.execute(query)
         ]
 
-    @again_after_deadlock
+    @repeatable
     def mark(self, relay_id: str, sink: str, progress: Sequence[Progress]) -> None:
         if not progress:
             return
@@ -197,14 +198,14 @@ class SqlOutbox:
                 settled,
             )
 
-    @again_after_deadlock
+    @repeatable
     def replay(self, sink: str, run_id: str, sequence: int = 0) -> bool:
         with self._access.writing() as connection:
             if connection.execute(sa.select(s.name).where(s.name == sink)).first() is None:
                 return False
             return self._set_back(connection, sink, sa.and_(o.run_id == run_id, o.sequence >= sequence)) > 0
 
-    @again_after_deadlock
+    @repeatable
     def unpark(self, sink: str, run_id: str, *, skip: bool = False) -> bool:
         parked = [u.sink == sink, u.run_id == run_id, u.parked == 1]
         row = sa.select(u.next_sequence, u.next_position, u.last_sequence).where(*parked)
@@ -231,6 +232,7 @@ class SqlOutbox:
         else:
             connection.execute(sa.delete(schema.undelivered).where(*row))
 
+    @repeatable
     def backlogs(self) -> list[Backlog]:
         oldest = sa.func.min(sa.case((u.parked == 0, u.since)))
         query = (
@@ -245,6 +247,7 @@ class SqlOutbox:
                 for name, runs, parked, lag_ms in connection.execute(query)
             ]
 
+    @repeatable
     def waiting(self, sink: str | None = None, *, parked: bool = False, limit: int = 100) -> list[WaitingRun]:
         query = sa.select(schema.undelivered, (now_ms() - u.since).label("age_ms")).order_by(u.since, u.run_id, u.sink)
         if sink is not None:

@@ -46,6 +46,7 @@ class PostgresDatabase:
         self.engine = sa.create_engine(
             url,
             isolation_level="AUTOCOMMIT",
+            pool_reset_on_return=None,  # Nothing is left open: whoever begins a transaction ends it.
             connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "options": options},
         )
         constants = {"status": f"'{RunStatus.PENDING.value}'", "step_id": "-1", "version": "0", "retries": "0"}

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from lockstep.core.lifecycle import RunStatus
 from lockstep.records import Event, JournalRow, RunRow, StepRow
 from lockstep.store import schema
-from lockstep.store.access import Access
+from lockstep.store.access import Access, repeatable
 
 IN_LIST = 500
 """Values in one IN (...): databases bound the parameters of a statement, SQLite of old at 999."""
@@ -24,6 +24,7 @@ class SqlReader:
 
     _access: Access
 
+    @repeatable
     def find_runs(
         self,
         *,
@@ -49,12 +50,14 @@ class SqlReader:
                 found += [run_row(row) for row in connection.execute(query.where(r.run_id.in_(some)))]
             return found[:limit]
 
+    @repeatable
     def steps(self, run_id: str, first: int, last: int) -> list[StepRow]:
         s = schema.steps.c
         query = sa.select(schema.steps).where(s.run_id == run_id, s.step_id.between(first, last)).order_by(s.step_id)
         with self._access.reading() as connection:
             return [StepRow(**row._mapping) for row in connection.execute(query)]
 
+    @repeatable
     def snapshot(self, run_id: str, step_id: int) -> tuple[bytes, list[bytes]]:
         n, s = schema.snapshots.c, schema.steps.c
         latest = sa.select(n.step_id, n.state).where(n.run_id == run_id, n.step_id <= step_id)
@@ -64,6 +67,7 @@ class SqlReader:
             patches = sa.select(s.patch).where(s.run_id == run_id, s.step_id.between(base + 1, step_id)).order_by(s.step_id)
             return state, list(connection.execute(patches).scalars())
 
+    @repeatable
     def journal(self, run_id: str, paths: Collection[bytes]) -> list[JournalRow]:
         j = schema.journal.c
         rows: list[JournalRow] = []
@@ -73,16 +77,19 @@ class SqlReader:
                 rows += [JournalRow(**row._mapping) for row in connection.execute(query)]
         return rows
 
+    @repeatable
     def events(self, run_id: str, after_sequence: int = 0) -> list[Event]:
         o = schema.outbox.c
         query = sa.select(schema.outbox).where(o.run_id == run_id, o.sequence > after_sequence)
         with self._access.reading() as connection:
             return [Event(**row._mapping) for row in connection.execute(query.order_by(o.sequence, o.position))]
 
+    @repeatable
     def loaded_graphs(self) -> dict[str, str]:
         with self._access.reading() as connection:
             return loaded_graphs(connection)
 
+    @repeatable
     def holder_of(self, partition_id: str) -> str | None:
         p, held = schema.partitions.c, schema.leases.c
         query = sa.select(held.holder).join(schema.partitions, p.lease_id == held.lease_id)
@@ -90,6 +97,7 @@ class SqlReader:
             holder: str | None = connection.execute(query.where(p.partition_id == partition_id)).scalar()
             return holder
 
+    @repeatable
     def partitions(self) -> dict[str, tuple[int, int]]:
         p = schema.partitions.c
         query = sa.select(p.partition_id, p.first_shard, p.last_shard).where(p.first_shard.is_not(None))

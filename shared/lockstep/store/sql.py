@@ -11,7 +11,7 @@ from lockstep.core.lifecycle import FINISHED
 from lockstep.errors import RunNotFoundError, StoreUnavailableError
 from lockstep.records import Command, CommitOutcome, NewRun, Submitted, Transition, Work
 from lockstep.store import schema
-from lockstep.store.access import Access, again_after_deadlock
+from lockstep.store.access import Access, repeatable
 from lockstep.store.commit import GroupCommits
 from lockstep.store.database import open_database
 from lockstep.store.insertion import insert_runs
@@ -42,7 +42,7 @@ class SqlStore(SqlLeases, SqlReader):
         """Where the database is, without the password."""
         return self._access.url
 
-    @again_after_deadlock
+    @repeatable
     def submit(self, runs: Sequence[NewRun]) -> list[Submitted]:
         if not runs:
             return []
@@ -84,6 +84,7 @@ class SqlStore(SqlLeases, SqlReader):
         except (DBAPIError, self._access.database.engine.dialect.loaded_dbapi.Error) as error:
             raise self._access.unavailable(getattr(error, "orig", error)) from error
 
+    @repeatable
     def poll(self, lease_id: str) -> Work:
         u, r, c, p = schema.unfinished.c, schema.runs.c, schema.inbox.c, schema.partitions.c
         held = sa.select(schema.leases.c.lease_id).where(schema.leases.c.lease_id == lease_id)
@@ -104,7 +105,7 @@ class SqlStore(SqlLeases, SqlReader):
             )
             return Work(rows, [Command(**row._mapping) for row in sent])
 
-    @again_after_deadlock
+    @repeatable
     def send(self, command: Command) -> None:
         row = {name: getattr(command, name) for name in command.__struct_fields__}
         try:
@@ -117,7 +118,7 @@ class SqlStore(SqlLeases, SqlReader):
                 raise
             # The command_id is there already: sending a command twice is sending it once.
 
-    @again_after_deadlock
+    @repeatable
     def delete(self, run_id: str) -> bool:
         r = schema.runs.c
         with self._access.writing() as connection:
