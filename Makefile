@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 TESTS ?= tests
+# Most tests wait for servers and other processes most of the time.
+PROCESSES ?= 4
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 VENV := .venv-$(VERSION)
 DEMO := .venv-demo
@@ -49,7 +51,7 @@ docs: $(VENV)/.installed  ## Build the documentation into site/; a broken link i
 
 .PHONY: test
 test: $(VENV)/.installed  ## Tests; the last line is pytest's summary. TESTS chooses some
-	@$(BIN)/pytest $(TESTS)
+	@$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal $(TESTS)
 
 .PHONY: bench
 bench: $(VENV)/.installed  ## Benchmarks

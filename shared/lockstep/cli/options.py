@@ -15,7 +15,7 @@ def store_option(function: F) -> F:
     return click.option(
         "--store",
         metavar="URL",
-        help="The database: sqlite:///path or postgresql+psycopg://... Default: $LOCKSTEP_STORE_URL, or sqlite:///lockstep.db.",
+        help="The database: sqlite:///path, postgresql+psycopg://... or mysql+pymysql://... Default: $LOCKSTEP_STORE_URL, or sqlite:///lockstep.db.",
     )(function)
 
 
