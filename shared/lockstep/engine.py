@@ -28,9 +28,9 @@ from lockstep.submission import check_same, checked_id, encoded_input, new_run_i
 class Engine:
     """Runs graphs embedded in this process, over a store.
 
-    `graph` is a Graph or several; `store` is memory:// or sqlite:///path. Options come as `with_*()` settings, as one Options
-    object, or both. The engine starts on first use and is a context manager; without `with` it ends with the process.
-    Unfinished runs of an engine that died wait in the store for `recover()`.
+    `graph` is a Graph or several; `store` is memory://, sqlite:///path, postgresql+psycopg://... or mysql+pymysql://... Options
+    come as `with_*()` settings, as one Options object, or both. The engine starts on first use and is a context manager;
+    without `with` it ends with the process. Unfinished runs of an engine that died wait in the store for `recover()`.
 
     Raises ConfigurationError for a graph or option that is wrong; StoreUnavailableError on first use.
     """

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import redis
-from sqlalchemy import Connection, NullPool, create_engine, func, select, update
+from sqlalchemy import Connection, create_engine, func, select, update
 from tests.servers import POSTGRES, Database, RedisServer
 
 from lockstep import Client, Engine, Run
@@ -100,7 +100,7 @@ class Cluster:
         self.namespace = f"t{uuid.uuid4().hex[:12]}"
         self.names = Names(self.namespace)
         self.redis = redis.Redis.from_url(redis_url)
-        self._engine = create_engine(store_url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+        self._engine = create_engine(store_url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
         self.client = Client(store_url, redis_url=redis_url, namespace=self.namespace)
         self.coordinators: list[Process] = []
         self.workers: list[Process] = []
@@ -181,7 +181,7 @@ class Cluster:
         return sum(int(job_id.rpartition(b"-")[2]) for job_id in ids)
 
     def reading(self) -> AbstractContextManager[Connection]:
-        """A connection to the database, a new one: what was there before may have ended with the server."""
+        """A connection to the database; one that has ended with its server is replaced."""
         return self._engine.connect()
 
     def leases(self) -> set[str]:
@@ -263,6 +263,7 @@ class Cluster:
                 process.kill()
                 process.wait()
             self.client.close()
+            self._engine.dispose()
             self.redis.close()
 
 
@@ -298,8 +299,9 @@ def figure(record_property: Callable[[str, object], None]) -> Figure:
 
 
 @pytest.fixture
-def database() -> Iterator[Database]:
-    database = Database(POSTGRES, f"lockstep_test_{uuid.uuid4().hex[:12]}")
+def database(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """On PostgreSQL, or on the server that a test names as this fixture's parameter."""
+    database = Database(getattr(request, "param", POSTGRES), f"lockstep_test_{uuid.uuid4().hex[:12]}")
     yield database
     database.drop()
 

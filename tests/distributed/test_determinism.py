@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.distributed.conftest import AUDIT, FLOWS, Cluster
+from tests.servers import MYSQL, POSTGRES
 
 from lockstep import Engine
 from lockstep.cli.load import load_graph
@@ -30,7 +31,12 @@ def embedded_hash(reference: str, value: dict[str, Any], run_id: str) -> bytes |
         return run.row().state_hash
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("workers", "database"),
+    [(1, POSTGRES), (2, POSTGRES), (3, POSTGRES), (4, POSTGRES), (2, MYSQL)],
+    ids=["1", "2", "3", "4", "2 on MySQL"],
+    indirect=["database"],
+)
 def test_hash_equals_the_embedded_one(cluster: Cluster, workers: int) -> None:
     # given a coordinator and some workers
     cluster.coordinator()

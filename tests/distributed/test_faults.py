@@ -19,7 +19,7 @@ from tests.distributed.conftest import (
     assert_as_embedded,
 )
 from tests.distributed.flows import DEATH
-from tests.servers import PostgresServer, RedisServer
+from tests.servers import MYSQL, POSTGRES, PostgresServer, RedisServer
 
 from lockstep import PoisonError, Run
 from lockstep.broker.connection import ANSWER_TIMEOUT_SECONDS
@@ -214,7 +214,12 @@ def test_a_worker_is_dead_when_it_is_also_if_what_its_node_has_forked_lives_on(
 # --- coordinators -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["on the same host", "on another host"])
+@pytest.mark.parametrize(
+    ("where", "database"),
+    [("on the same host", POSTGRES), ("on another host", POSTGRES), ("on another host", MYSQL)],
+    ids=["on the same host", "on another host", "on another host, on MySQL"],
+    indirect=["database"],
+)
 def test_a_killed_coordinators_runs_are_moved_by_another(
     cluster: Cluster, ledger: Ledger, gate: Path, figure: Figure, where: str
 ) -> None:
