@@ -44,7 +44,7 @@ SWEEP_SECONDS = 1.0
 """How often the store is asked for work that no message announced."""
 
 
-class Observer(Protocol):
+class LoopObserver(Protocol):
     """Is told what the loop does; called from the loop's thread, so it must be quick and must not raise."""
 
     def failing(self, run: ActiveRun) -> None:
@@ -52,6 +52,9 @@ class Observer(Protocol):
 
     def moved(self, run: ActiveRun) -> None:
         """A change of the run's row is committed."""
+
+    def emitted(self) -> None:
+        """Events are committed."""
 
     def stuck(self, run: ActiveRun, error: LockstepError) -> None:
         """The database refuses even the run's failure; this coordinator has dropped it."""
@@ -72,7 +75,7 @@ class Coordinator:
         broker: Broker,
         lease_id: str,
         graphs: Mapping[str, CompiledGraph],
-        observer: Observer,
+        observer: LoopObserver,
         *,
         shares: bool = False,
         counts: Counts | None = None,
@@ -329,6 +332,8 @@ class Coordinator:
             self._dispatcher.add(run)
         if transition.update is not None:
             self._observer.moved(run)
+        if transition.events:
+            self._observer.emitted()
 
     def _adopt_stored(self, run: ActiveRun) -> None:
         """Somebody else moved the run: drop what is in memory, and go on from what is stored if the run is still ours."""

@@ -49,6 +49,8 @@ class CoordinatorProcess:
         self._unclosed: list[LeaseKeeper] = []
         self._error: Exception | None = None
         self.counts = Counts()
+        self.on_events: Callable[[], None] = lambda: None
+        """Called after each commit of events, from the loop's thread: it must be quick and must not raise."""
 
     def stop(self) -> None:
         """Make `run` return after its turn: the lease is given back, and others take over at once."""
@@ -108,15 +110,19 @@ class CoordinatorProcess:
         return coordinator.in_flight if coordinator is not None else 0
 
     def failing(self, run: ActiveRun) -> None:
-        """See `Observer`: nobody asks here for exceptions."""
+        """See `LoopObserver`: nobody asks here for exceptions."""
 
     def moved(self, run: ActiveRun) -> None:
-        """See `Observer`: nobody waits here."""
+        """See `LoopObserver`: nobody waits here."""
+
+    def emitted(self) -> None:
+        """See `LoopObserver`."""
+        self.on_events()
 
     def stuck(self, run: ActiveRun, error: LockstepError) -> None:
-        """See `Observer`."""
+        """See `LoopObserver`."""
         log.error("the database refuses even the failure of a run; it is dropped", run_id=run.run_id, error=str(error))
 
     def stopped(self, error: Exception | None) -> None:
-        """See `Observer`."""
+        """See `LoopObserver`."""
         self._error = error

@@ -22,10 +22,10 @@ from lockstep.records import PendingEvents, Progress, PublishedEvent
 RUNS_PER_CLAIM = 64
 """Runs that a relay claims at a time."""
 
-CLAIM_SECONDS = 60.0
+CLAIM_SECONDS = 30.0
 """How long a claim holds; then another relay may publish these runs' events."""
 
-PUBLISH_SECONDS = 20.0
+PUBLISH_SECONDS = 10.0
 """After this long, a relay publishes no more of what it has claimed, and marks it: well before the claim ends, since what is
 being published may take its time, too."""
 
@@ -41,6 +41,9 @@ MAX_ATTEMPTS = 20
 FIRST_PAUSE_SECONDS = 0.5
 MAX_PAUSE_SECONDS = 300.0
 """The pause after a failed attempt doubles from the first to the second of these, less up to half of it by chance."""
+
+ERROR_CHARACTERS = 2000
+"""Of a failure's text, what is stored."""
 
 log = structlog.get_logger()
 
@@ -61,6 +64,7 @@ class Relay:
 
     def __init__(self, outbox: Outbox, sinks: Sequence[Sink], *, max_attempts: int = MAX_ATTEMPTS) -> None:
         self._relays = [SinkRelay(outbox, sink, max_attempts) for sink in sinks]
+        self._failure: BaseException | None = None
 
     @property
     def counts(self) -> dict[str, RelayCounts]:
@@ -68,14 +72,24 @@ class Relay:
         return {relay.name: relay.counts for relay in self._relays}
 
     def run(self) -> None:
-        """Publish until `stop`."""
+        """Publish until `stop`. An error of our own making ends all of it, and is raised."""
         threads = [
-            threading.Thread(target=relay.run, name=f"lockstep-relay-{relay.name}", daemon=True) for relay in self._relays
+            threading.Thread(target=self._guarded, args=[relay], name=f"lockstep-relay-{relay.name}", daemon=True)
+            for relay in self._relays
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _guarded(self, relay: SinkRelay) -> None:
+        try:
+            relay.run()
+        except BaseException as error:
+            self._failure = error
+            self.stop()
 
     def wake(self) -> None:
         """There may be new events."""
@@ -139,6 +153,8 @@ class SinkRelay:
         while rest and time.monotonic() < until and not self._stopping:
             try:
                 arrived, failure = self._sink.publish(rest), None
+                if not 0 < arrived <= len(rest):
+                    raise PublishError(f"the sink says that {arrived} of {len(rest)} events arrived; mend it")
             except PublishError as error:
                 arrived, failure = error.arrived or 0, error
             except Exception as error:  # of somebody else's code: an event that it cannot take is not lost
@@ -146,7 +162,7 @@ class SinkRelay:
             if arrived:
                 last, rest = rest[arrived - 1], rest[arrived:]
                 self.counts.published += arrived
-            if failure is not None:
+            if failure is not None and rest:
                 return self._failed(pending, last, rest[0], failure)
         return Progress(run_id=pending.run_id, last=last)
 
@@ -158,6 +174,7 @@ class SinkRelay:
         pause = None
         if not error.permanent and attempts < self._max_attempts:
             pause = min(MAX_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(attempts - 1, 30)) * random.uniform(0.5, 1)
+            pause = max(pause, error.retry_after_seconds or 0.0)
         else:
             self.counts.parked += 1
         log.warning(
@@ -167,4 +184,4 @@ class SinkRelay:
             attempts=attempts,
             error=str(error),
         )
-        return Progress(run_id=pending.run_id, last=last, error=str(error), pause_seconds=pause)
+        return Progress(run_id=pending.run_id, last=last, error=str(error)[:ERROR_CHARACTERS], pause_seconds=pause)

@@ -42,7 +42,8 @@ from lockstep.options import (
     with_max_concurrent,
     with_queue_depth,
 )
-from lockstep.ports import Context
+from lockstep.ports import Context, Observer
+from lockstep.records import PublishedEvent
 
 if TYPE_CHECKING:
     from lockstep.client import Client
@@ -87,10 +88,12 @@ __all__ = [
     "NoProgressError",
     "NodeFailedError",
     "NodeTimeoutError",
+    "Observer",
     "Options",
     "Overwrite",
     "PoisonError",
     "PublishError",
+    "PublishedEvent",
     "ReducerError",
     "ReplayMismatchError",
     "RetryPolicy",

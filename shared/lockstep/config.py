@@ -20,7 +20,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What every command may need.
 
     `graphs` are MODULE:NAME references. `namespace` begins the name of every Redis key. `metrics_port` None is the role's own
-    port, and 0 none at all.
+    port, and 0 none at all. `sinks` are where relays publish events to, see `lockstep.sinks`.
     """
 
     store_url: str = DEFAULT_STORE_URL
@@ -28,6 +28,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     graphs: tuple[str, ...] = ()
     namespace: str = DEFAULT_NAMESPACE
     metrics_port: int | None = None
+    sinks: tuple[str, ...] = ()
+    webhook_secret: str | None = None
 
 
 VARIABLES = {
@@ -36,6 +38,8 @@ VARIABLES = {
     "LOCKSTEP_GRAPHS": "graphs",
     "LOCKSTEP_NAMESPACE": "namespace",
     "LOCKSTEP_METRICS_PORT": "metrics_port",
+    "LOCKSTEP_SINKS": "sinks",
+    "LOCKSTEP_WEBHOOK_SECRET": "webhook_secret",
 }
 """The variables that are read, and the setting that each one gives."""
 
@@ -51,6 +55,7 @@ def read_settings(
     store: str | None = None,
     redis: str | None = None,
     graphs: Sequence[str] = (),
+    sinks: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Settings:
     """The settings: a flag that is given wins over its variable. `environment` replaces the process's, for tests.
@@ -58,14 +63,19 @@ def read_settings(
     Raises ConfigurationError, naming the variable, for a value that cannot be.
     """
     env = os.environ if environment is None else environment
-    listed = env.get("LOCKSTEP_GRAPHS", "")
     return Settings(
         store_url=store or env.get("LOCKSTEP_STORE_URL") or DEFAULT_STORE_URL,
         redis_url=redis or env.get("LOCKSTEP_REDIS_URL") or None,
-        graphs=tuple(graphs) or tuple(name.strip() for name in listed.split(",") if name.strip()),
+        graphs=tuple(graphs) or _listed(env.get("LOCKSTEP_GRAPHS", "")),
         namespace=checked_namespace(env.get("LOCKSTEP_NAMESPACE") or DEFAULT_NAMESPACE),
         metrics_port=_port(env.get("LOCKSTEP_METRICS_PORT") or None),
+        sinks=tuple(sinks) or _listed(env.get("LOCKSTEP_SINKS", "")),
+        webhook_secret=env.get("LOCKSTEP_WEBHOOK_SECRET") or None,
     )
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def checked_namespace(namespace: str) -> str:

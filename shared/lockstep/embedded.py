@@ -28,7 +28,7 @@ CAUSES_KEPT = 1000
 
 
 class Embedded:
-    """The running parts of an engine. Also the `Backend` of its Runs, and the `Observer` of its coordinator."""
+    """The running parts of an engine. Also the `Backend` of its Runs, and the `LoopObserver` of its coordinator."""
 
     def __init__(self, url: str, graphs: dict[str, CompiledGraph], options: Options) -> None:
         self._graphs = graphs
@@ -82,6 +82,9 @@ class Embedded:
             wakes = [wake for wake, each_step in self._subscribers.get(run.run_id, ()) if settled or each_step]
         for wake in wakes:
             wake()
+
+    def emitted(self) -> None:
+        pass  # A relay of its own finds them.
 
     def stuck(self, run: ActiveRun, error: LockstepError) -> None:
         with self._lock:

@@ -255,10 +255,14 @@ class BrokerUnavailableError(LockstepError):
 
 
 class PublishError(LockstepError):
-    """A sink has not taken all events: `arrived` of them did. `permanent`: the next one would be refused again and again."""
+    """A sink has not taken all events: `arrived` of them did. `permanent`: the next one would be refused again and again.
+
+    `retry_after_seconds` is how long the sink asks to be left alone.
+    """
 
     arrived: int | None = None
     permanent: bool | None = None
+    retry_after_seconds: float | None = None
 
 
 ERRORS: dict[str, type[LockstepError]] = {

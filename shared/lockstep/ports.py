@@ -1,4 +1,4 @@
-"""The contracts between the engine and the world: `Reader`, `Store`, `Outbox`, `Broker`, `Sink`, `Context`.
+"""The contracts between the engine and the world: `Reader`, `Store`, `Outbox`, `Broker`, `Sink`, `Observer`, `Context`.
 
 A method of a store is one whole operation and one transaction. Times are milliseconds since 1970 by the database's clock.
 """
@@ -242,6 +242,16 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Close what it has open. Idempotent."""
+
+
+class Observer(Protocol):
+    """Your own code as a sink: an object that is given events in the relay's process. A subclass may leave the method out."""
+
+    def observe(self, event: PublishedEvent) -> None:
+        """An event was committed; those of a run come in order, and any may come again. By default nothing happens.
+
+        Return within some seconds. If it raises, the event is tried again later; PublishError(permanent=True) parks the run.
+        """
 
 
 class Context(Protocol):

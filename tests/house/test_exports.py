@@ -11,7 +11,19 @@ import lockstep
 from lockstep.errors import ERRORS
 
 PUBLIC = {
-    *("Graph", "StateGraph", "START", "END", "Send", "Command", "Overwrite", "Context", "add_messages"),
+    *(
+        "Graph",
+        "StateGraph",
+        "START",
+        "END",
+        "Send",
+        "Command",
+        "Overwrite",
+        "Context",
+        "add_messages",
+        "Observer",
+        "PublishedEvent",
+    ),
     *("RetryPolicy", "ConflictPolicy"),
     *("Engine", "Client", "Run", "StreamEvent", "StepRecord", "TaskRecord"),
     *("Options", "with_max_concurrent", "with_queue_depth", "with_default_timeout", "with_conflict_policy"),

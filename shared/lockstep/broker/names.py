@@ -29,6 +29,7 @@ class Names:
         self.marker = f"{namespace}:marker"
         self.beats = f"{namespace}:beats"
         self.epochs = f"{namespace}:epochs"
+        self.events = f"{namespace}:events"
 
     def job(self, job_id: str) -> str:
         """RQ's hash of a job: made by the coordinator, deleted by the claim, or by its TTL."""
@@ -65,6 +66,10 @@ class Names:
     def rq_worker(self, worker: str) -> str:
         """RQ's hash of a worker."""
         return f"{self.rq}:worker:{worker}"
+
+    def events_of(self, run_id: str) -> str:
+        """The stream of a run's events: made and bounded by relays, deleted by its TTL."""
+        return f"{self.events}:{run_id}"
 
     def state(self, digest: str) -> str:
         """A large state, by its SHA-256; has a TTL."""

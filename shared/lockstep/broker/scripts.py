@@ -164,3 +164,51 @@ redis.call('DEL', KEYS[2])
 redis.call('SET', KEYS[2], depth)
 return ids
 """
+
+PUBLISH = """
+-- Adds events of a run to the run's stream and to that of all runs, in order, each to both or, if the first has it, to none.
+-- KEYS: the run's stream, the stream of all runs
+-- ARGV: entries that the first keeps, its TTL, entries that the second keeps, then for each event: id, number of the texts that
+--       follow, names and values
+-- Returns how many have arrived, and the id that was found at the place of the next one, '' if there is none left.
+local keep = tonumber(ARGV[1])
+local function parts(id) return tonumber(string.match(id, '^(%d+)')), tonumber(string.match(id, '(%d+)$')) end
+local function is_above(one, other)
+    local ms, n = parts(one)
+    local other_ms, other_n = parts(other)
+    return ms > other_ms or (ms == other_ms and n > other_n)
+end
+local function is_deleted(id)
+    -- Redis 7 says what a reader has deleted; before, nobody knows.
+    local info = redis.call('XINFO', 'STREAM', KEYS[1])
+    for i = 1, #info, 2 do
+        if info[i] == 'max-deleted-entry-id' then return not is_above(id, info[i + 1]) end
+    end
+    return false
+end
+local function has(id, fields)
+    local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
+    if entry then return table.concat(entry[2], '\\0') == table.concat(fields, '\\0') and #entry[2] == #fields end
+    -- Among `keep` newer ones it would be trimmed at once: that is what has happened to it.
+    local newer = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+    return (newer and is_above(newer[1], id) and redis.call('XLEN', KEYS[1]) >= keep) or is_deleted(id)
+end
+local arg, arrived = 4, 0
+while arg <= #ARGV do
+    local id, count = ARGV[arg], tonumber(ARGV[arg + 1])
+    local fields = {unpack(ARGV, arg + 2, arg + 1 + count)}
+    local added = redis.pcall('XADD', KEYS[1], 'MAXLEN', '=', ARGV[1], id, unpack(fields))
+    if type(added) ~= 'table' then
+        redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', unpack(fields))
+    elseif not string.find(added.err, 'equal or smaller', 1, true) then
+        if arrived > 0 then break end
+        return added
+    elseif not has(id, fields) then
+        local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+        return {arrived, top and top[1] or 'none'}
+    end
+    arg, arrived = arg + 2 + count, arrived + 1
+end
+if arrived > 0 then redis.call('EXPIRE', KEYS[1], ARGV[2]) end
+return {arrived, ''}
+"""

@@ -16,6 +16,7 @@ COMMANDS = {
     "dev": "lockstep.cli.dev",
     "coordinator": "lockstep.cli.coordinator",
     "worker": "lockstep.cli.worker",
+    "relay": "lockstep.cli.relay",
     "submit": "lockstep.cli.submit",
     "runs": "lockstep.cli.inspect",
     "show": "lockstep.cli.inspect",
@@ -23,6 +24,7 @@ COMMANDS = {
     "resume": "lockstep.cli.run",
     "retry": "lockstep.cli.run",
     "cancel": "lockstep.cli.submit",
+    "outbox": "lockstep.cli.outbox",
     "migrate": "lockstep.cli.migrate",
 }
 """The commands, and the module of each."""

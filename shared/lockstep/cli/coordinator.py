@@ -8,14 +8,15 @@ import click
 
 from lockstep.broker.redis import RedisBroker
 from lockstep.cli.load import load_graphs
-from lockstep.cli.options import graphs_option, redis_option, store_option
+from lockstep.cli.options import graphs_option, redis_option, sinks_option, store_option
+from lockstep.cli.relay import relay_beside
 from lockstep.cli.serving import run_until_signalled, settle_garbage_collector
 from lockstep.config import DEFAULT_REDIS_URL, read_settings
 from lockstep.errors import BrokerUnavailableError, ConfigurationError
 from lockstep.graph import CompiledGraph
 from lockstep.options import DEFAULTS
 from lockstep.store import open_store
-from lockstep.telemetry.metrics import MetricsServer, Reading
+from lockstep.telemetry.metrics import MetricsServer, Reading, Readings
 from lockstep_coordinator.process import CoordinatorProcess
 
 METRICS_PORT = 9464
@@ -32,9 +33,12 @@ METRICS_PORT = 9464
     type=click.IntRange(min=1),
     help="Tasks that a queue holds at most. The same for all coordinators.",
 )
-def coordinator(graphs: tuple[str, ...], store: str | None, redis: str | None, queue_depth: int) -> None:
+@sinks_option
+def coordinator(
+    graphs: tuple[str, ...], store: str | None, redis: str | None, queue_depth: int, sinks: tuple[str, ...]
+) -> None:
     """Move the runs of these graphs: dispatch to workers, merge, commit. Start as many as you like; SIGTERM ends one."""
-    settings = read_settings(store=store, redis=redis, graphs=graphs)
+    settings = read_settings(store=store, redis=redis, graphs=graphs, sinks=sinks)
     if settings.store_url == "memory://":
         raise ConfigurationError("memory:// is one process's own; a coordinator needs a database", option="store")
     loaded = {graph.hash: graph for graph in load_graphs(settings.graphs)}
@@ -46,8 +50,9 @@ def coordinator(graphs: tuple[str, ...], store: str | None, redis: str | None, q
     with closing(open_store(settings.store_url)) as opened, closing(open_broker()) as watched:
         process = CoordinatorProcess(opened, open_broker, loaded)
         port = METRICS_PORT if settings.metrics_port is None else settings.metrics_port
-        with MetricsServer(port, lambda: _reading(process, watched, loaded)):
-            run_until_signalled(process.run, process.stop)
+        readings = Readings(lambda: _reading(process, watched, loaded))
+        with relay_beside(process, settings, opened) as (services, collectors), MetricsServer(port, readings, *collectors):
+            run_until_signalled(*services)
 
 
 def _reading(process: CoordinatorProcess, broker: RedisBroker, graphs: dict[str, CompiledGraph]) -> Reading:

@@ -8,13 +8,14 @@ import click
 
 from lockstep.broker.inprocess import InProcessBroker
 from lockstep.cli.load import load_graphs
-from lockstep.cli.options import store_option
+from lockstep.cli.options import sinks_option, store_option
+from lockstep.cli.relay import relay_beside
 from lockstep.cli.serving import run_until_signalled
 from lockstep.config import masked, read_settings
 from lockstep.errors import ConfigurationError
 from lockstep.options import DEFAULTS
 from lockstep.store import open_store
-from lockstep.telemetry.metrics import MetricsServer, Reading
+from lockstep.telemetry.metrics import MetricsServer, Reading, Readings
 from lockstep_coordinator.process import CoordinatorProcess
 from lockstep_worker.executor import Executor
 
@@ -25,9 +26,10 @@ from lockstep_worker.executor import Executor
     "--concurrency", default=DEFAULTS.slots, show_default=True, type=click.IntRange(min=1), help="Nodes that run at a time."
 )
 @store_option
-def dev(graphs: tuple[str, ...], concurrency: int, store: str | None) -> None:
+@sinks_option
+def dev(graphs: tuple[str, ...], concurrency: int, store: str | None, sinks: tuple[str, ...]) -> None:
     """Serve graphs from this one process: coordinator, workers and SQLite, no Redis. Submit from another terminal."""
-    settings = read_settings(store=store, graphs=graphs)
+    settings = read_settings(store=store, graphs=graphs, sinks=sinks)
     if settings.store_url == "memory://":
         raise ConfigurationError("memory:// is one process's own; use sqlite:///path", option="store")
     loaded = {graph.hash: graph for graph in load_graphs(settings.graphs)}
@@ -48,5 +50,8 @@ def dev(graphs: tuple[str, ...], concurrency: int, store: str | None) -> None:
         names = ", ".join(sorted(graph.name for graph in loaded.values()))
         url = masked(settings.store_url)
         click.echo(f"serving {names} from {url}; in another terminal: lockstep submit NAME --wait --store {url}", err=True)
-        with MetricsServer(settings.metrics_port or 0, read):
-            run_until_signalled(process.run, process.stop)
+        with (
+            relay_beside(process, settings, opened) as (services, collectors),
+            MetricsServer(settings.metrics_port or 0, Readings(read), *collectors),
+        ):
+            run_until_signalled(*services)

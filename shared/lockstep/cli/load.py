@@ -39,6 +39,15 @@ def load_graph(reference: str) -> Graph:
     return graph
 
 
+def load_object(reference: str) -> object:
+    """What `MODULE:NAME` names. Raises ConfigurationError."""
+    module_name, _, name = reference.rpartition(":")
+    module = _load_module(module_name)
+    if not hasattr(module, name):
+        raise ConfigurationError(f"{module_name} has no {name!r}", option="sinks")
+    return getattr(module, name)
+
+
 def _load_module(name: str) -> ModuleType:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

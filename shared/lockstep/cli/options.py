@@ -15,7 +15,8 @@ def store_option(function: F) -> F:
     return click.option(
         "--store",
         metavar="URL",
-        help="The database: sqlite:///path, postgresql+psycopg://... or mysql+pymysql://... Default: $LOCKSTEP_STORE_URL, or sqlite:///lockstep.db.",
+        help="The database: sqlite:///path, postgresql+psycopg://... or mysql+pymysql://... "
+        "Default: $LOCKSTEP_STORE_URL, or sqlite:///lockstep.db.",
     )(function)
 
 
@@ -30,6 +31,18 @@ def graphs_option(function: F) -> F:
     """`--graphs`."""
     return click.option(
         "--graphs", multiple=True, metavar="MODULE:NAME", help="A graph to load; may be repeated. Default: $LOCKSTEP_GRAPHS."
+    )(function)
+
+
+def sinks_option(function: F) -> F:
+    """`--sink`."""
+    return click.option(
+        "--sink",
+        "sinks",
+        multiple=True,
+        metavar="SINK",
+        help="Where events go: redis, log, webhook:URL or MODULE:OBJECT, with NAME= before it to tell two of a kind apart; "
+        "may be repeated. Default: $LOCKSTEP_SINKS.",
     )(function)
 
 

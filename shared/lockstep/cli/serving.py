@@ -5,34 +5,48 @@ from __future__ import annotations
 import gc
 import signal
 import threading
-from collections.abc import Callable
+from typing import Protocol
 
 GC_ALLOCATIONS = 50_000
 """Objects that are made before the youngest are searched for cycles; Python's default is 700."""
 
 
-def run_until_signalled(run: Callable[[], None], stop: Callable[[], None]) -> None:
-    """Run in a thread until it ends; SIGTERM and SIGINT make it stop. Handlers do next to nothing: they may come anywhere."""
+class Service(Protocol):
+    """Something that serves."""
+
+    def run(self) -> None:
+        """Serve until `stop`."""
+
+    def stop(self) -> None:
+        """Make `run` return soon. May be called from any thread, and more than once."""
+
+
+def run_until_signalled(*services: Service) -> None:
+    """Run each in a thread until one ends; SIGTERM and SIGINT make all stop. Handlers do next to nothing: they may come
+    anywhere."""
     signalled = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: signalled.set())
-    failure: list[BaseException] = []
+    failures: list[BaseException] = []
 
-    def guarded() -> None:
+    def guarded(service: Service) -> None:
         try:
-            run()
+            service.run()
         except BaseException as error:
-            failure.append(error)
+            failures.append(error)
         finally:
             signalled.set()
 
-    thread = threading.Thread(target=guarded, name="lockstep-coordinator", daemon=True)
-    thread.start()
+    threads = [threading.Thread(target=guarded, args=[service], name="lockstep-service", daemon=True) for service in services]
+    for thread in threads:
+        thread.start()
     signalled.wait()
-    stop()
-    thread.join()
-    if failure:
-        raise failure[0]
+    for service in services:
+        service.stop()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
 
 
 def settle_garbage_collector() -> None:

@@ -8,7 +8,7 @@ from lockstep.cli.load import load_graphs
 from lockstep.cli.options import graphs_option, redis_option
 from lockstep.cli.serving import settle_garbage_collector
 from lockstep.config import DEFAULT_REDIS_URL, read_settings, set_rq_prefix
-from lockstep.telemetry.metrics import MetricsServer, Reading
+from lockstep.telemetry.metrics import MetricsServer, Reading, Readings
 
 METRICS_PORT = 9465
 DEFAULT_SLOTS = 32
@@ -50,5 +50,5 @@ def worker(graphs: tuple[str, ...], redis: str | None, queues: tuple[str, ...], 
         return Reading(queue_depths=process.queue_depths(), inflight_nodes=running, backpressure_events=0)
 
     port = METRICS_PORT if settings.metrics_port is None else settings.metrics_port
-    with MetricsServer(port, read):
+    with MetricsServer(port, Readings(read)):
         process.run()

@@ -75,8 +75,8 @@ class SqlOutbox:
                 self._set_back(connection, sink, o.run_id.between(found[0], found[-1]))
         return found[-1] if len(found) == BACKFILL_RUNS else None
 
-    def _set_back(self, connection: sa.Connection, sink: str, which: sa.ColumnElement[bool]) -> int:
-        """Send these events, and all later ones of their runs; of how many runs there are any."""
+    def _set_back(self, connection: sa.Connection, sink: str, which: sa.ColumnElement[bool]) -> None:
+        """Send these events, and all later ones of their runs."""
         rows = sa.select(
             sa.literal(sink, schema.sinks.c.name.type).label("sink"),
             o.run_id,
@@ -89,7 +89,7 @@ class SqlOutbox:
         statement = self._access.database.insert_or_update(
             schema.undelivered, rows.where(which).group_by(o.run_id), ["next_sequence", "next_position"], FREE
         )
-        return connection.execute(statement).rowcount
+        connection.execute(statement)
 
     @repeatable
     def remove_sink(self, sink: str) -> bool:
@@ -200,10 +200,13 @@ class SqlOutbox:
 
     @repeatable
     def replay(self, sink: str, run_id: str, sequence: int = 0) -> bool:
+        wanted = sa.and_(o.run_id == run_id, o.sequence >= sequence)
         with self._access.writing() as connection:
-            if connection.execute(sa.select(s.name).where(s.name == sink)).first() is None:
+            known = connection.execute(sa.select(s.name).where(s.name == sink)).first()
+            if known is None or connection.execute(sa.select(o.run_id).where(wanted).limit(1)).first() is None:
                 return False
-            return self._set_back(connection, sink, sa.and_(o.run_id == run_id, o.sequence >= sequence)) > 0
+            self._set_back(connection, sink, wanted)
+            return True
 
     @repeatable
     def unpark(self, sink: str, run_id: str, *, skip: bool = False) -> bool:

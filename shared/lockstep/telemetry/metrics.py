@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
+from typing import Protocol
 
 import msgspec
 from prometheus_client import CollectorRegistry, start_http_server
@@ -11,7 +12,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from lockstep.errors import ConfigurationError
+from lockstep.errors import ConfigurationError, StoreUnavailableError
+from lockstep.ports import Outbox
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,16 +24,18 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     backpressure_events: int
 
 
-class _Readings(Collector):
+class Readings(Collector):
     """Asks for a reading at each scrape, so that nothing is counted twice."""
 
     def __init__(self, read: Callable[[], Reading]) -> None:
         self._read = read
 
     def describe(self) -> list[Metric]:
-        return []  # Nothing is read before the first scrape.
+        """Nothing: nothing is read before the first scrape."""
+        return []
 
     def collect(self) -> Iterator[Metric]:
+        """The metrics of this moment."""
         reading = self._read()
         depth = GaugeMetricFamily("langgraph_queue_depth", "Tasks that wait in a queue.", labels=["queue"])
         for queue, tasks in (reading.queue_depths or {}).items():
@@ -45,15 +49,62 @@ class _Readings(Collector):
         )
 
 
+class PublishCounts(Protocol):
+    """What was counted for a sink."""
+
+    published: int
+    failures: int
+
+
+class OutboxReadings(Collector):
+    """What waits for each sink, asked of the store at each scrape, and what this process has published. Sinks are few."""
+
+    def __init__(self, outbox: Outbox, counts: Callable[[], Mapping[str, PublishCounts]]) -> None:
+        self._outbox = outbox
+        self._counts = counts
+
+    def describe(self) -> list[Metric]:
+        """Nothing: nothing is read before the first scrape."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of this moment; without those of the store where that does not answer."""
+        try:
+            backlogs = self._outbox.backlogs()
+        except StoreUnavailableError:
+            backlogs = []
+        lag = GaugeMetricFamily(
+            "lockstep_outbox_lag_seconds", "Age of the oldest event that waits for a sink.", labels=["sink"]
+        )
+        waiting = GaugeMetricFamily(
+            "lockstep_outbox_waiting_runs", "Runs with events that a sink has not got.", labels=["sink"]
+        )
+        parked = GaugeMetricFamily(
+            "lockstep_outbox_parked_runs", "Runs held up by an event that a sink refuses.", labels=["sink"]
+        )
+        for backlog in backlogs:
+            lag.add_metric([backlog.sink], backlog.lag_seconds)
+            waiting.add_metric([backlog.sink], backlog.runs)
+            parked.add_metric([backlog.sink], backlog.parked)
+        yield from (lag, waiting, parked)
+        published = CounterMetricFamily("lockstep_outbox_published_events", "Events that arrived.", labels=["sink"])
+        failures = CounterMetricFamily("lockstep_outbox_failed_attempts", "Attempts to publish that failed.", labels=["sink"])
+        for sink, counts in self._counts().items():
+            published.add_metric([sink], counts.published)
+            failures.add_metric([sink], counts.failures)
+        yield from (published, failures)
+
+
 class MetricsServer:
     """Serves a process's metrics until the end of `with`; on port 0, nothing. Raises ConfigurationError for a taken port."""
 
-    def __init__(self, port: int, read: Callable[[], Reading]) -> None:
+    def __init__(self, port: int, *collectors: Collector) -> None:
         self._server = None
         if port == 0:
             return
         registry = CollectorRegistry()
-        registry.register(_Readings(read))
+        for collector in collectors:
+            registry.register(collector)
         try:
             self._server, self._thread = start_http_server(port, registry=registry)
         except OSError as error:
