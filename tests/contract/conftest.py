@@ -5,9 +5,7 @@ A store joins the suite by joining `ADAPTERS`. What the reference model does not
 
 from __future__ import annotations
 
-import atexit
 import functools
-import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +18,14 @@ from typing import Any, TypeVar, cast
 import pytest
 import sqlalchemy as sa
 from msgspec.structs import replace
-from tests.servers import MYSQL, POSTGRES, Database
+from tests.servers import MYSQL, POSTGRES, empty_database_on
 
 from lockstep.core.lifecycle import RunStatus
 from lockstep.ports import Store
 from lockstep.records import Command, CommitOutcome, Event, JournalRow, NewRun, RunRow, RunUpdate, StepRow, Transition
 from lockstep.store import open_store
 from lockstep.store.memory import MemoryStore
-from lockstep.store.schema import leases, metadata
+from lockstep.store.schema import leases
 from lockstep.store.sql import SqlStore
 
 HOUR = 3600.0
@@ -74,29 +72,10 @@ def fresh_on(server: str) -> Callable[[Path], Callable[[], Store]]:
     """`fresh` of a store on a server: each test finds the same database, empty."""
 
     def fresh(_: Path) -> Callable[[], Store]:
-        url = database_of_this_process(server)
-        engine = sa.create_engine(url, poolclass=sa.pool.NullPool)
-        with engine.begin() as connection:
-            for table in metadata.tables:
-                # TRUNCATE makes new files, which takes a tenth of a second; there is never much to delete.
-                connection.exec_driver_sql(f"DELETE FROM {table}")
+        url = empty_database_on(server)
         return lambda: open_store(url)
 
     return fresh
-
-
-@functools.cache
-def database_of_this_process(server: str) -> str:
-    """The URL of an empty, migrated database of this process's own; dropped when the process ends."""
-    try:
-        database = Database(server, f"lockstep_test_{os.getpid()}")
-    except sa.exc.OperationalError as error:
-        if "CI" in os.environ:
-            raise
-        pytest.skip(f"no server for the tests: set LOCKSTEP_TEST_POSTGRES_URL or LOCKSTEP_TEST_MYSQL_URL ({error.orig})")
-    atexit.register(database.drop)
-    open_store(database.url).close()
-    return database.url
 
 
 def expire_in_sql(store: Store, lease_id: str) -> None:

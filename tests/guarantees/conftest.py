@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from tests.servers import MYSQL, POSTGRES, empty_database_on
 
 from lockstep import Engine
 from lockstep.cli.load import load_graph
@@ -26,10 +27,16 @@ PROGRAMS = Path(__file__).parent / "programs"
 Seen = tuple[str, Transition, CommitOutcome]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres", "mysql"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty store of each kind."""
-    return "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/runs.db"
+    match request.param:
+        case "memory":
+            return "memory://"
+        case "sqlite":
+            return f"sqlite:///{tmp_path}/runs.db"
+        case server:
+            return empty_database_on({"postgres": POSTGRES, "mysql": MYSQL}[server])
 
 
 @pytest.fixture

@@ -36,6 +36,8 @@ AUDIT = Path(__file__).parents[2] / "docs" / "examples" / "audit.py"
 RUNS = 100
 LONGEST_PAUSE_SECONDS = 0.001
 SLOTS = [1, 2, 4, 8]
+WITHOUT_SERVERS = pytest.mark.parametrize("store_url", ["memory", "sqlite"], indirect=True)
+"""For what a merge does by itself, in many variations. Of each server, the mixed graph and the audit ask 100 equal hashes."""
 ROOT = bytes(32)
 NOW = RetryPolicy(max_attempts=3, initial_seconds=0.0)
 
@@ -159,6 +161,7 @@ def assert_merges_in_edge_order(
     assert not wrong, f"{wrong} of {runs} runs did not merge in edge order"
 
 
+@WITHOUT_SERVERS
 @pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize("slots", SLOTS)
 def test_100_of_100_runs_merge_in_edge_order_whatever_finishes_first(
@@ -175,6 +178,7 @@ def test_100_of_100_runs_merge_in_edge_order_whatever_finishes_first(
     assert completions.in_order() == RUNS if slots == 1 else completions.in_order() < RUNS
 
 
+@WITHOUT_SERVERS
 @pytest.mark.parametrize("width", range(2, 17))
 def test_fan_outs_of_2_to_16_branches_merge_in_edge_order(store_url: str, width: int, rng: Random) -> None:
     completions = Completions()
@@ -230,6 +234,7 @@ def test_a_merge_in_completion_order_is_caught(store_url: str, rng: Random, monk
         assert_merges_in_edge_order(store_url, 10, 8, "sync", 10, rng, Completions())
 
 
+@WITHOUT_SERVERS
 def test_map_reduce_returns_in_list_order(store_url: str, rng: Random) -> None:
     # given a Send for each number of a list in no order, and a node that takes a random time
     class State(TypedDict, total=False):
