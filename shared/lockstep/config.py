@@ -9,10 +9,16 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from lockstep.errors import ConfigurationError
+from lockstep.records import Retention, Retentions
 
 DEFAULT_STORE_URL = "sqlite:///lockstep.db"
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 DEFAULT_NAMESPACE = "lockstep"
+DEFAULT_RETENTION, DEFAULT_RETENTION_SECONDS = "30d", 30 * 86_400.0
+"""How long coordinators keep finished runs. Longer than people look back at what went wrong; shorter than it takes most
+databases to fill."""
+
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -21,6 +27,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     `graphs` are MODULE:NAME references. `namespace` begins the name of every Redis key. `metrics_port` None is the role's own
     port, and 0 none at all. `sinks` are where relays publish events to, see `lockstep.sinks`.
+    `retention` is how long coordinators keep finished runs.
     """
 
     store_url: str = DEFAULT_STORE_URL
@@ -30,6 +37,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     metrics_port: int | None = None
     sinks: tuple[str, ...] = ()
     webhook_secret: str | None = None
+    retention: Retentions = Retentions(Retention(max_age_seconds=DEFAULT_RETENTION_SECONDS))
 
 
 VARIABLES = {
@@ -40,6 +48,7 @@ VARIABLES = {
     "LOCKSTEP_METRICS_PORT": "metrics_port",
     "LOCKSTEP_SINKS": "sinks",
     "LOCKSTEP_WEBHOOK_SECRET": "webhook_secret",
+    "LOCKSTEP_RETENTION": "retention",
 }
 """The variables that are read, and the setting that each one gives."""
 
@@ -56,6 +65,7 @@ def read_settings(
     redis: str | None = None,
     graphs: Sequence[str] = (),
     sinks: Sequence[str] = (),
+    retention: str | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Settings:
     """The settings: a flag that is given wins over its variable. `environment` replaces the process's, for tests.
@@ -71,6 +81,7 @@ def read_settings(
         metrics_port=_port(env.get("LOCKSTEP_METRICS_PORT") or None),
         sinks=tuple(sinks) or _listed(env.get("LOCKSTEP_SINKS", "")),
         webhook_secret=env.get("LOCKSTEP_WEBHOOK_SECRET") or None,
+        retention=retentions_of(retention or env.get("LOCKSTEP_RETENTION") or DEFAULT_RETENTION),
     )
 
 
@@ -83,6 +94,34 @@ def checked_namespace(namespace: str) -> str:
     if not NAMESPACE.fullmatch(namespace):
         raise ConfigurationError(f"LOCKSTEP_NAMESPACE={namespace!a} must be 1 to 64 of A-Z a-z 0-9 _ . -", option="namespace")
     return namespace
+
+
+def retentions_of(text: str) -> Retentions:
+    """What `AGE[/COUNT][,GRAPH=AGE[/COUNT]...]` says, such as `30d/100000,audit=7d`; `off` in place of an age keeps all.
+
+    Raises ConfigurationError for anything else.
+    """
+    default, by_graph = Retention(), {}
+    for part in _listed(text):
+        graph, _, rule = part.rpartition("=")
+        age, _, count = rule.partition("/")
+        if count and not (count.isascii() and count.isdigit()):
+            raise ConfigurationError(f"LOCKSTEP_RETENTION: {count!a} in {part!a} must be a number of runs", option="retention")
+        seconds = None if age == "off" else duration_of(age, "LOCKSTEP_RETENTION")
+        retention = Retention(max_age_seconds=seconds, max_runs=int(count) if count else None)
+        if graph:
+            by_graph[graph] = retention
+        else:
+            default = retention
+    return Retentions(default, by_graph)
+
+
+def duration_of(text: str, option: str) -> float:
+    """The seconds in a text such as 90s, 15m, 12h or 30d. Raises ConfigurationError, naming the option."""
+    number, unit = text[:-1], text[-1:]
+    if unit not in SECONDS or not (number.isascii() and number.isdigit()) or len(number) > 9:
+        raise ConfigurationError(f"{option}: {text!a} must be a time such as 90s, 15m, 12h or 30d", option=option)
+    return float(int(number) * SECONDS[unit])
 
 
 def _port(text: str | None) -> int | None:

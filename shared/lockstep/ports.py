@@ -20,7 +20,9 @@ from lockstep.records import (
     Outstanding,
     PendingEvents,
     Progress,
+    Pruned,
     PublishedEvent,
+    Retention,
     RunRow,
     StepRow,
     Submitted,
@@ -59,6 +61,9 @@ class Reader(Protocol):
 
     def events(self, run_id: str, after_sequence: int = 0) -> list[Event]:
         """The run's outbox events with a sequence above the given one, in order."""
+
+    def graphs(self) -> list[str]:
+        """The graphs of which there are runs, ascending."""
 
     def loaded_graphs(self) -> dict[str, str]:
         """The graphs that coordinators have loaded: the hash of the version loaded last, by name."""
@@ -129,6 +134,17 @@ class Store(Reader, Protocol):
 
     def delete(self, run_id: str) -> bool:
         """Remove a finished run and all that belongs to it; False: there is none, or it is not finished."""
+
+    def prune(
+        self, graph: str, retention: Retention, *, after: tuple[int, str] | None = None, limit: int = 100, dry_run: bool = False
+    ) -> Pruned:
+        """Remove finished runs of a graph that `retention` does not keep, oldest first, and say which.
+
+        A run goes when it was created and last changed longer ago than `max_age_seconds`, or when `max_runs` others of its
+        graph are newer. What is not finished stays, as does a run of which any sink has not got all events, be it parked or
+        not, and one that somebody is changing. Looks at no more than `limit` runs, those behind `after`. With `dry_run`
+        nothing is changed.
+        """
 
     @property
     def outbox(self) -> Outbox:

@@ -123,6 +123,36 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     data: bytes
 
 
+class Retention(msgspec.Struct, frozen=True, kw_only=True):
+    """How long finished runs of a graph are kept: so long, and at most so many of its newest runs. None: without end."""
+
+    max_age_seconds: float | None = None
+    max_runs: int | None = None
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing ever goes."""
+        return self.max_age_seconds is None and self.max_runs is None
+
+
+class Retentions(msgspec.Struct, frozen=True):
+    """What holds for each graph: its own retention, or else the default."""
+
+    default: Retention
+    by_graph: dict[str, Retention] = {}
+
+    def of(self, graph: str) -> Retention:
+        """The graph's retention."""
+        return self.by_graph.get(graph, self.default)
+
+
+class Pruned(msgspec.Struct, frozen=True):
+    """What one call of `prune` has removed, and the place (created_at, run_id) to go on behind; None: it has seen all."""
+
+    run_ids: Sequence[str]
+    last: tuple[int, str] | None = None
+
+
 class PublishedEvent(msgspec.Struct, frozen=True, kw_only=True):
     """An event as a sink gets it. `committed_at` is when its step was committed, in milliseconds by the database's clock."""
 

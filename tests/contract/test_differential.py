@@ -29,6 +29,7 @@ from lockstep.records import (
     NewRun,
     PendingEvents,
     Progress,
+    Retention,
     RunRow,
     RunUpdate,
     StepRow,
@@ -225,6 +226,13 @@ class Machine(RuleBasedStateMachine):
         finished = [row.run_id for row in self.model.find_runs() if row.status in FINISHED]
         some = finished if finished and number < 8 else RUNS
         self.both(lambda store: store.delete(some[number % len(some)]))
+
+    @rule(graph=st.sampled_from(GRAPHS), number=numbers)
+    def prune(self, graph: str, number: int) -> None:
+        """All or nothing that may go: which runs are how old differs, as the clocks do."""
+        retention = Retention(max_runs=0 if number < 3 else 1000, max_age_seconds=HOUR)
+        self.both(lambda store: sorted(store.prune(graph, retention, dry_run=number == 0).run_ids))
+        self.both(lambda store: store.graphs())
 
     @rule(run_id=run_ids, command_id=st.sampled_from(COMMANDS), kind=st.sampled_from(["cancel", "retry"]))
     def send(self, run_id: str, command_id: str, kind: str) -> None:

@@ -250,10 +250,10 @@ def test_a_queue_never_holds_more_than_its_depth(cluster: Cluster, figure: Figur
     first, second = (cluster.coordinator("--queue-depth", "8") for _ in range(2))
     cluster.worker("--concurrency", "4")
     cluster.worker("--concurrency", "4")
-    value = {"width": 500, "delay_ms": 10.0}
-    # when several runs send out many
+    value = {"width": 190, "delay_ms": 10.0}
+    # when several runs send out many, so many that both coordinators have some
     with Sampler(cluster) as sampler:
-        runs = {cluster.client.submit("fan", value): ("fan", value) for _ in range(6)}
+        runs = {cluster.client.submit("fan", value): ("fan", value) for _ in range(16)}
         owners = {cluster.owner_of(run) for run in runs}
         for run in runs:
             run.result(PATIENCE_SECONDS)
@@ -492,3 +492,19 @@ def test_taken_metrics_port(cluster: Cluster) -> None:
         assert code == 2
         assert line.startswith("ConfigurationError:")
         assert f"LOCKSTEP_METRICS_PORT: port {port}" in line
+
+
+def test_coordinators_remove_what_finished_long_ago(cluster: Cluster) -> None:
+    # given a finished run, and one that waits for a worker
+    first = cluster.coordinator()
+    worker = cluster.worker()
+    cluster.client.submit("chain", {"steps": 1}, run_id="finished").result(60)
+    cluster.terminate(worker)
+    waiting = cluster.client.submit("chain", {"steps": 1}, run_id="waiting")
+    cluster.until(lambda: waiting.status == "running", "it has begun")
+    cluster.terminate(first)
+    # when a coordinator keeps nothing, then the finished one goes, and the other goes on
+    cluster.coordinator(LOCKSTEP_RETENTION="0s")
+    cluster.until(lambda: [run.run_id for run in cluster.client.runs()] == ["waiting"], "the finished run is removed")
+    cluster.worker()
+    assert waiting.result(60)["n"] == 1

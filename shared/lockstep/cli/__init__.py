@@ -26,6 +26,7 @@ COMMANDS = {
     "cancel": "lockstep.cli.submit",
     "outbox": "lockstep.cli.outbox",
     "migrate": "lockstep.cli.migrate",
+    "prune": "lockstep.cli.prune",
 }
 """The commands, and the module of each."""
 

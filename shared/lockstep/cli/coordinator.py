@@ -18,6 +18,7 @@ from lockstep.options import DEFAULTS
 from lockstep.store import open_store
 from lockstep.telemetry.metrics import MetricsServer, Reading, Readings
 from lockstep_coordinator.process import CoordinatorProcess
+from lockstep_coordinator.pruner import Pruner
 
 METRICS_PORT = 9464
 
@@ -34,11 +35,22 @@ METRICS_PORT = 9464
     help="Tasks that a queue holds at most. The same for all coordinators.",
 )
 @sinks_option
+@click.option(
+    "--retention",
+    metavar="AGE[/COUNT],...",
+    help="How long finished runs are kept, and how many of a graph at most: 30d/100000,audit=7d; off for ever. "
+    "Default: $LOCKSTEP_RETENTION, or 30d.",
+)
 def coordinator(
-    graphs: tuple[str, ...], store: str | None, redis: str | None, queue_depth: int, sinks: tuple[str, ...]
+    graphs: tuple[str, ...],
+    store: str | None,
+    redis: str | None,
+    queue_depth: int,
+    sinks: tuple[str, ...],
+    retention: str | None,
 ) -> None:
     """Move the runs of these graphs: dispatch to workers, merge, commit. Start as many as you like; SIGTERM ends one."""
-    settings = read_settings(store=store, redis=redis, graphs=graphs, sinks=sinks)
+    settings = read_settings(store=store, redis=redis, graphs=graphs, sinks=sinks, retention=retention)
     if settings.store_url == "memory://":
         raise ConfigurationError("memory:// is one process's own; a coordinator needs a database", option="store")
     loaded = {graph.hash: graph for graph in load_graphs(settings.graphs)}
@@ -52,7 +64,7 @@ def coordinator(
         port = METRICS_PORT if settings.metrics_port is None else settings.metrics_port
         readings = Readings(lambda: _reading(process, watched, loaded))
         with relay_beside(process, settings, opened) as (services, collectors), MetricsServer(port, readings, *collectors):
-            run_until_signalled(*services)
+            run_until_signalled(*services, Pruner(opened, settings.retention))
 
 
 def _reading(process: CoordinatorProcess, broker: RedisBroker, graphs: dict[str, CompiledGraph]) -> Reading:

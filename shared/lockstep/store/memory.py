@@ -23,7 +23,9 @@ from lockstep.records import (
     Event,
     JournalRow,
     NewRun,
+    Pruned,
     PublishedEvent,
+    Retention,
     RunRow,
     StepRow,
     Submitted,
@@ -32,6 +34,7 @@ from lockstep.records import (
     Work,
 )
 from lockstep.store.memory_outbox import MemoryOutbox
+from lockstep.store.retention import limits_of
 from lockstep.store.sharing import fair_share, partition_ranges
 
 Clock = Callable[[], int]
@@ -258,6 +261,29 @@ class MemoryStore:
             self._inbox = {key: command for key, command in self._inbox.items() if command.run_id != run_id}
             return True
 
+    def prune(
+        self, graph: str, retention: Retention, *, after: tuple[int, str] | None = None, limit: int = 100, dry_run: bool = False
+    ) -> Pruned:
+        with self._lock:
+            rows = sorted((row for row in self._rows() if row.graph == graph), key=_age)
+            limits = limits_of(
+                retention, self._clock(), lambda newest: rows[-newest].created_at if newest <= len(rows) else None
+            )
+            old = [row for row in rows if row.created_at <= limits.newest and (after is None or _age(row) > after)]
+            seen = old[:limit]
+            gone = [row.run_id for row in seen if limits.passed_by(row) and not self.outbox.holds(row.run_id)]
+            if not dry_run:
+                for run_id in gone:
+                    self.delete(run_id)
+            return Pruned(gone, _age(seen[-1]) if len(seen) == limit else None)
+
+    def graphs(self) -> list[str]:
+        with self._lock:
+            return sorted({row.graph for row in self._rows()})
+
+    def _rows(self) -> list[RunRow]:
+        return [run.row for run in self._runs.values()]
+
     def find_runs(
         self,
         *,
@@ -307,3 +333,7 @@ class MemoryStore:
 
     def close(self) -> None:
         pass
+
+
+def _age(row: RunRow) -> tuple[int, str]:
+    return row.created_at, row.run_id

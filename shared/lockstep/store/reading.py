@@ -85,6 +85,16 @@ class SqlReader:
             return [Event(**row._mapping) for row in connection.execute(query.order_by(o.sequence, o.position))]
 
     @repeatable
+    def graphs(self) -> list[str]:
+        r = schema.runs.c
+        found: list[str] = []
+        with self._access.reading() as connection:
+            # One step in an index for each graph; DISTINCT would read all of it, and there may be a million runs.
+            while name := connection.execute(sa.select(sa.func.min(r.graph)).where(r.graph > (found or [""])[-1])).scalar():
+                found.append(name)
+        return found
+
+    @repeatable
     def loaded_graphs(self) -> dict[str, str]:
         with self._access.reading() as connection:
             return loaded_graphs(connection)

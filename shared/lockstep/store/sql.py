@@ -18,10 +18,11 @@ from lockstep.store.insertion import insert_runs
 from lockstep.store.leases import SqlLeases
 from lockstep.store.migrate import bring_up_to_date
 from lockstep.store.outbox import SqlOutbox
+from lockstep.store.pruning import SqlPruning
 from lockstep.store.reading import IN_LIST, SqlReader, chunks, rows_of, run_row
 
 
-class SqlStore(SqlLeases, SqlReader):
+class SqlStore(SqlLeases, SqlPruning, SqlReader):
     """A `Store` in a SQL database."""
 
     def __init__(self, url: str, *, create: bool = True) -> None:
