@@ -13,6 +13,7 @@ from msgspec.structs import asdict
 from lockstep.core.lifecycle import RunStatus
 from lockstep.ports import Outbox
 from lockstep.records import Committed, PendingEvents, Progress, PublishedEvent
+from lockstep.store import outbox as store_outbox
 from lockstep.store import schema
 from lockstep.store.sql import SqlStore
 
@@ -297,6 +298,27 @@ def test_a_deleted_run_leaves_nothing_behind(world: World, outbox: Outbox) -> No
     outbox.mark("relay", "sink", [Progress(run_id="run-1", last=pending.events[-1])])
     assert outbox.waiting() == []
     assert claim(outbox) == {}
+
+
+def test_the_row_of_a_run_that_is_gone_does_not_stay(sql_adapter: Adapter, world: World, outbox: Outbox) -> None:
+    # given a row that was noted for a run while somebody deleted that
+    with cast("SqlStore", world.a)._access.writing() as connection:
+        row = {"sink": "sink", "run_id": "gone", "since": 0, "next_sequence": 1, "next_position": 0, "last_sequence": 1}
+        connection.execute(sa.insert(schema.undelivered).values(**row, free_at=0, attempts=0, parked=0))
+    # when a relay comes to it, then it goes, and others are not held up
+    emit(world, "run-1", 0)
+    assert claim(outbox) == {"run-1": [(1, 0)]}
+    assert [each.run_id for each in outbox.waiting()] == ["run-1"]
+
+
+def test_runs_beyond_what_a_claim_brings_are_given_back(world: World, outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_outbox, "EVENTS_PER_CLAIM", 3)
+    emit(world, "run-1", 0, 2)
+    emit(world, "run-2", 0, 2)
+    emit(world, "run-3", 0, 2)
+    # given claims that bring three events at most (the reference model has no such bound), then all arrive in the end
+    arrived = [(each.event.run_id, each.event.position) for each in published(outbox)]
+    assert sorted(arrived) == [(f"run-{n}", position) for n in (1, 2, 3) for position in (0, 1)]
 
 
 def test_what_does_not_commit_is_not_published(world: World, outbox: Outbox) -> None:

@@ -110,12 +110,16 @@ class SqlOutbox:
             attempts = dict(connection.execute(free.with_for_update(skip_locked=True)).all())
             claim = sa.update(schema.undelivered).where(u.sink == sink, u.run_id.in_(list(attempts)))
             connection.execute(claim.values(relay_id=relay_id, free_at=now_ms() + int(seconds * 1000)))
+            found = self._next_events(connection, sink, list(attempts))
             events: dict[str, list[PublishedEvent]] = {}
-            for event in self._next_events(connection, sink, list(attempts)):
+            for event in found:
                 events.setdefault(event.event.run_id, []).append(event)
-            beyond = [run_id for run_id in attempts if run_id not in events]
-            give_back = sa.update(schema.undelivered).where(u.sink == sink, u.run_id.in_(beyond))
-            connection.execute(give_back.values(relay_id=None, free_at=0))
+            without = [u.sink == sink, u.run_id.in_([run_id for run_id in attempts if run_id not in events])]
+            if len(found) < EVENTS_PER_CLAIM:
+                # Of a run that was deleted while somebody noted its events once more.
+                connection.execute(sa.delete(schema.undelivered).where(*without))
+            else:
+                connection.execute(sa.update(schema.undelivered).where(*without).values(relay_id=None, free_at=0))
         return [
             PendingEvents(run_id=run_id, attempts=count, events=events[run_id])
             for run_id, count in attempts.items()
