@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from click.testing import CliRunner
 
 from lockstep.cli import COMMANDS, main
 from lockstep.core.state import State
+from lockstep.store.migrate import HEAD
 
 if TYPE_CHECKING:
     from conftest import Cli
@@ -510,6 +512,33 @@ def test_migrate_makes_the_schema_and_may_be_repeated(cli: Cli) -> None:
     database.close()
     assert {"runs", "steps", "journal", "outbox", "inbox", "leases"} <= tables
     assert parsed(cli("runs", "--json", LOCKSTEP_STORE_URL="sqlite:///new.db")) == []
+
+
+def test_migrate_can_only_look(cli: Cli) -> None:
+    # given no database, then there is nothing to look at, and none is made
+    done = cli("migrate", "--check", "--store", "sqlite:///new.db")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "new.db" in done.stderr and not (cli.folder / "new.db").exists()
+    # given a database without a schema, one of the release before, and one of a release to come
+    file = cli.folder / "lockstep.db"
+    for sql, code, says in (
+        ("DROP TABLE alembic_version", 1, "no schema yet"),
+        ("CREATE TABLE alembic_version (version_num TEXT)", 1, "no schema yet"),
+        ("INSERT INTO alembic_version VALUES ('0001')", 1, "schema 0001"),
+        ("UPDATE alembic_version SET version_num = '9999'", 2, "9999"),
+    ):
+        with closing(sqlite3.connect(file)) as connection, connection:
+            connection.execute(sql)
+        before = file.read_bytes()
+        done = cli("migrate", "--check")
+        assert done.returncode == code
+        assert says in done.stdout + done.stderr
+        assert file.read_bytes() == before
+    # and one that is up to date
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", [HEAD])
+    done = cli("migrate", "--check")
+    assert (done.returncode, done.stdout) == (0, f"sqlite:///lockstep.db has schema {HEAD}, as this release needs\n")
 
 
 @pytest.mark.parametrize("command", [["run", "flows.py:talking"], ["migrate"]], ids=lambda command: command[0])

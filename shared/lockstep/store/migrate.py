@@ -6,6 +6,7 @@ from sqlalchemy import Connection, inspect, text
 
 from lockstep.errors import ConfigurationError
 from lockstep.store.access import Access
+from lockstep.store.database import open_database
 
 HEAD = "0002"
 """The newest migration; a test compares it with the files."""
@@ -17,14 +18,33 @@ def bring_up_to_date(access: Access) -> None:
         if current_revision(connection) == HEAD:
             return
         with access.database.upgrading(connection):
-            revision = current_revision(connection)
-            if revision is not None and revision > HEAD:
-                raise ConfigurationError(
-                    f"the database {access.url} has schema {revision}, newer than {HEAD} of this release; "
-                    f"upgrade lockstep-graph",
-                    option="store",
-                )
+            _refuse_newer(current_revision(connection), access)
             _upgrade(connection)
+
+
+def checked_revision(url: str) -> str | None:
+    """The revision that the database at the URL is at; None: it has no schema yet. Changes nothing.
+
+    Raises ConfigurationError if the schema was written by a newer release, StoreUnavailableError.
+    """
+    database = open_database(url)
+    database.check_exists()
+    access = Access(database)
+    try:
+        with access.reading() as connection:
+            revision = current_revision(connection)
+        _refuse_newer(revision, access)
+        return revision
+    finally:
+        access.close()
+
+
+def _refuse_newer(revision: str | None, access: Access) -> None:
+    if revision is not None and revision > HEAD:
+        raise ConfigurationError(
+            f"the database {access.url} has schema {revision}, newer than {HEAD} of this release; upgrade lockstep-graph",
+            option="store",
+        )
 
 
 def current_revision(connection: Connection) -> str | None:
