@@ -208,7 +208,9 @@ class PostgresCommit(GroupCommit):
                 return False
             raise Conflict from None
         except BaseException:
-            if not driver.closed and driver.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+            if driver.info.pipeline_status is not psycopg.pq.PipelineStatus.OFF:
+                driver.close()  # Nothing can be sent over it any more, not even ROLLBACK: it is lost.
+            elif not driver.closed and driver.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
                 self._unprepared("ROLLBACK")
             raise
         return True
