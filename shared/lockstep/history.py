@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lockstep.core.frontier import decode_frontier
-from lockstep.core.records import WorkItem, Write
-from lockstep.core.state import apply_patches
+from lockstep.core.records import Frontier, WorkItem, Write
+from lockstep.core.state import State, apply_patches
 from lockstep.errors import StateError
 from lockstep.ports import Reader
 from lockstep.records import JournalRow, StepRow
@@ -113,20 +113,47 @@ def delta_of(writes: tuple[Write, ...]) -> dict[str, Any]:
     return {write.field: write.value for write in writes}
 
 
-def read_state(reader: Reader, run_id: str, step_id: int) -> dict[str, Any]:
-    """The JSON values of S(step_id), from the nearest snapshot and the patches after it. Raises StateError if its hash is not
-    the committed one, or there is no such step."""
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a run stands after a step: S(n), F(n+1), and the bytes of the patches since the last snapshot of it."""
+
+    state: State
+    frontier: Frontier
+    patch_bytes: int
+
+
+def read_position(reader: Reader, run_id: str, step_id: int) -> Position:
+    """What the commit of a step left, from the nearest snapshot and the patches after it.
+
+    Raises StateError if there is no such step, or what is stored of it is not what was committed.
+    """
     rows = reader.steps(run_id, step_id, step_id)
     if not rows:
-        raise StateError(f"run {run_id} has no committed step {step_id}", run_id=run_id, step_id=step_id)
-    state = apply_patches(*reader.snapshot(run_id, step_id))
+        raise _no_step(run_id, step_id)
+    snapshot, patches = reader.snapshot(run_id, step_id)
+    try:
+        state, frontier = apply_patches(snapshot, patches), decode_frontier(rows[0].frontier, step_id)
+    except Exception as error:  # There is no end to what damaged bytes can be taken for.
+        raise _damaged(reader, run_id, step_id, "cannot be read") from error
     if state.hash() != rows[0].state_hash:
-        raise StateError(
-            f"the stored state of run {run_id} at step {step_id} does not have its committed hash; restore a backup",
-            run_id=run_id,
-            step_id=step_id,
-        )
-    return state.values
+        raise _damaged(reader, run_id, step_id, "does not have its committed hash")
+    return Position(state, frontier, sum(map(len, patches)))
+
+
+def read_state(reader: Reader, run_id: str, step_id: int) -> dict[str, Any]:
+    """The JSON values of S(step_id). Raises StateError, see `read_position`."""
+    return read_position(reader, run_id, step_id).state.values
+
+
+def _no_step(run_id: str, step_id: int) -> StateError:
+    return StateError(f"run {run_id} has no committed step {step_id}", run_id=run_id, step_id=step_id)
+
+
+def _damaged(reader: Reader, run_id: str, step_id: int, how: str) -> StateError:
+    if not reader.steps(run_id, step_id, step_id):
+        return _no_step(run_id, step_id)  # The run was removed while it was read.
+    text = f"the stored state of run {run_id} at step {step_id} {how}; restore a backup"
+    return StateError(text, run_id=run_id, step_id=step_id)
 
 
 def _step_record(row: StepRow, tasks: list[TaskRecord]) -> StepRecord:

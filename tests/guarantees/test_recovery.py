@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import operator
+import sqlite3
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
@@ -29,6 +31,7 @@ from lockstep import (
     RetryPolicy,
     Run,
     RunCancelledError,
+    StateError,
     StoreUnavailableError,
     with_conflict_policy,
 )
@@ -158,6 +161,31 @@ def test_recover_begins_what_was_submitted_and_not_begun(
     with Engine(diamond(nodes), one_store) as engine:
         [run] = engine.recover()
         assert run.result() == {"log": LOG}
+
+
+def test_a_run_that_was_damaged_fails_alone(
+    tmp_path: Path, nodes: Nodes, wait: Wait, abandon: Callable[[Engine], None]
+) -> None:
+    # given two runs that a dead engine left in the middle, one of them damaged since
+    url = f"sqlite:///{tmp_path}/runs.db"
+    nodes.hold("right")
+    engine = Engine(diamond(nodes), url)
+    for run_id in ("damaged", "whole"):
+        engine.submit({}, run_id=run_id)
+        wait(nodes.started["right"])
+        nodes.started["right"].clear()
+    abandon(engine)
+    nodes.release()
+    with closing(sqlite3.connect(tmp_path / "runs.db")) as connection, connection:
+        connection.execute("UPDATE steps SET patch = '[[' WHERE run_id = 'damaged' AND step_id = 1")
+
+    # when another engine recovers them
+    with Engine(diamond(nodes), url) as engine:
+        damaged, whole = engine.recover()
+        # then the damaged one fails and says why, and nothing comes of it for the other
+        with pytest.raises(StateError, match="the stored state of run damaged at step 1 cannot be read; restore a backup"):
+            damaged.result()
+        assert whole.result() == {"log": LOG}
 
 
 def test_recover_leaves_the_runs_of_living_engines_alone(one_store: str, nodes: Nodes, wait: Wait) -> None:
