@@ -73,8 +73,12 @@ class Client:
         run_id: str | None = None,
         thread_id: str | None = None,
         options: Options | None = None,
+        connection: object = None,
     ) -> Run:
         """Store a new run of the named graph, durably, in the version loaded last (a second ago); a coordinator begins it.
+
+        With a `connection` (a Connection or Session of SQLAlchemy, to the database of the runs), the run becomes part of the
+        transaction that is open there: it is there once the caller has committed, and a coordinator begins it within a second.
 
         A run_id that is known with the same graph and input gives that run. Raises UnknownGraphError for a graph that no
         coordinator has loaded yet, StateError for an input that is no JSON object, RunExistsError, ConfigurationError,
@@ -96,6 +100,9 @@ class Client:
             shard=shard,
             thread_id=thread_id,
         )
+        if connection is not None:
+            check_same(self._store.submit_within(connection, new).row, graph, data)
+            return Run(run_id, self, owner=self)  # Announced now, it might be looked for before it is there.
         [submitted] = self._store.submit([new])
         check_same(submitted.row, graph, data)
         self._announce(submitted.row)

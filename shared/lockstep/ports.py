@@ -103,6 +103,13 @@ class Store(Reader, Protocol):
     def submit(self, runs: Sequence[NewRun]) -> list[Submitted]:
         """Store new runs, durably. A run_id that is taken is left alone, and its row returned; the caller compares."""
 
+    def submit_within(self, connection: object, run: NewRun) -> Submitted:
+        """Store a new run, as `submit` does, in the transaction that is open on the caller's connection to the same database.
+
+        Raises ConfigurationError if the store has none, the connection is of another kind or leads elsewhere, or has no
+        transaction; then nothing was done to it.
+        """
+
     def commit(self, lease_id: str, transitions: Sequence[Transition]) -> list[CommitOutcome]:
         """Store all transitions in one transaction, and say of each run what became of it.
 

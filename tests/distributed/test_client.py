@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine
 from tests.distributed.conftest import COMMAND, FLOWS, Cluster
 from tests.servers import Database, free_port
 
@@ -18,6 +19,7 @@ from lockstep import (
     NodeFailedError,
     RunCancelledError,
     RunExistsError,
+    RunNotFoundError,
     StoreUnavailableError,
     UnknownGraphError,
 )
@@ -45,6 +47,28 @@ def test_submit_gives_the_run_that_has_the_id(cluster: Cluster) -> None:
     assert [run.run_id for run in cluster.client.runs()] == ["one"]
     assert [len(step.tasks) for step in first.history()] == [0, 1, 1]
     assert cluster.client.delete("one")
+
+
+def test_a_run_that_is_submitted_with_the_caller_s_data_begins_when_both_are_committed(cluster: Cluster) -> None:
+    # given a coordinator and a worker, and a transaction of the caller's in which a run is submitted
+    cluster.coordinator()
+    cluster.worker()
+    engine = create_engine(cluster.store_url)
+    with engine.connect() as connection:
+        run = cluster.client.submit("chain", {"steps": 2}, run_id="one", connection=connection)
+        # then it is not there before the commit, and another input is refused within the transaction too
+        with pytest.raises(RunNotFoundError):
+            cluster.client.run("one")
+        with pytest.raises(RunExistsError):
+            cluster.client.submit("chain", {"steps": 3}, run_id="one", connection=connection)
+        # and when it is committed, then it runs
+        connection.commit()
+        assert run.result(30) == {"n": 2, "seen": [0, 1], "steps": 2}
+        # and what is rolled back never does
+        cluster.client.submit("chain", {"steps": 2}, run_id="two", connection=connection)
+        connection.rollback()
+    engine.dispose()
+    assert cluster.client.submit("chain", {"steps": 1}, run_id="two").result(30)["n"] == 1
 
 
 def test_asyncio_twins(cluster: Cluster) -> None:

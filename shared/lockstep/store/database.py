@@ -45,6 +45,12 @@ class Database(Protocol):
     def insert_runs(self, connection: sa.Connection, runs: Sequence[NewRun]) -> dict[str, int]:
         """Insert runs that are new, in a transaction of its own; when each was created, by run_id."""
 
+    def insert_unless_taken(self, table: sa.Table) -> sa.Insert:
+        """An insert of one row that does nothing if its primary key is taken; the rowcount says which."""
+
+    def identity(self, connection: sa.Connection) -> Any:
+        """What is the same for two connections if they lead to the same tables, however each has got there."""
+
     def group_commit(self, lease_seconds: float) -> GroupCommit:
         """A group commit with a connection of its own."""
 

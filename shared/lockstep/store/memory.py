@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import msgspec
 
 from lockstep.core.lifecycle import FINISHED, RunStatus
-from lockstep.errors import RunNotFoundError
+from lockstep.errors import ConfigurationError, RunNotFoundError
 from lockstep.records import (
     AlreadyCommitted,
     Command,
@@ -162,6 +162,9 @@ class MemoryStore:
         self._runs[run.run_id] = StoredRun(row)
         self._pending.add(run.run_id)
         return Submitted(row, created=True)
+
+    def submit_within(self, connection: object, run: NewRun) -> Submitted:
+        raise ConfigurationError("memory:// has no transactions that a run could be part of", option="connection")
 
     def commit(self, lease_id: str, transitions: Sequence[Transition]) -> list[CommitOutcome]:
         with self._lock:

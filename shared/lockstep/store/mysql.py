@@ -115,6 +115,13 @@ class MysqlDatabase:
         with self.writing(connection):
             return insert_runs(connection, runs)
 
+    def insert_unless_taken(self, table: sa.Table) -> sa.Insert:
+        # ON DUPLICATE KEY UPDATE would count a row that it leaves alone like one that it inserts.
+        return sa.insert(table).prefix_with("IGNORE")
+
+    def identity(self, connection: sa.Connection) -> Any:
+        return tuple(connection.exec_driver_sql("SELECT @@hostname, @@port, @@datadir, DATABASE()").one())
+
     def group_commit(self, lease_seconds: float) -> GroupCommit:
         return MysqlCommit(self.engine, lease_seconds)
 

@@ -105,6 +105,13 @@ class PostgresDatabase:
         # One statement is a transaction of its own, and one exchange.
         return {row.run_id: row.created_at for row in connection.exec_driver_sql(sql, tuple(arrays))}
 
+    def insert_unless_taken(self, table: sa.Table) -> sa.Insert:
+        return postgresql.insert(table).on_conflict_do_nothing(index_elements=list(table.primary_key.columns))
+
+    def identity(self, connection: sa.Connection) -> Any:
+        query = "SELECT pg_postmaster_start_time(), current_database(), to_regclass('runs')::oid::bigint"
+        return tuple(connection.exec_driver_sql(query).one())
+
     def group_commit(self, lease_seconds: float) -> GroupCommit:
         return PostgresCommit(self.engine, lease_seconds)
 

@@ -15,6 +15,7 @@ from lockstep.store.access import Access, repeatable
 from lockstep.store.commit import GroupCommits
 from lockstep.store.database import open_database
 from lockstep.store.insertion import insert_runs
+from lockstep.store.joining import SqlJoining
 from lockstep.store.leases import SqlLeases
 from lockstep.store.migrate import bring_up_to_date
 from lockstep.store.outbox import SqlOutbox
@@ -22,7 +23,7 @@ from lockstep.store.pruning import SqlPruning
 from lockstep.store.reading import IN_LIST, SqlReader, chunks, rows_of, run_row
 
 
-class SqlStore(SqlLeases, SqlPruning, SqlReader):
+class SqlStore(SqlJoining, SqlLeases, SqlPruning, SqlReader):
     """A `Store` in a SQL database."""
 
     def __init__(self, url: str, *, create: bool = True) -> None:

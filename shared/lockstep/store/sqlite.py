@@ -90,6 +90,13 @@ class SqliteDatabase:
         with self.writing(connection):
             return insert_runs(connection, runs)
 
+    def insert_unless_taken(self, table: sa.Table) -> sa.Insert:
+        return sqlite.insert(table).on_conflict_do_nothing(index_elements=list(table.primary_key.columns))
+
+    def identity(self, connection: sa.Connection) -> Any:
+        [file] = [row.file for row in connection.exec_driver_sql("PRAGMA database_list") if row.name == "main"]
+        return os.path.realpath(file)
+
     def group_commit(self, lease_seconds: float) -> GroupCommit:
         return SqliteCommit(self, lease_seconds, self._always_wait)
 
