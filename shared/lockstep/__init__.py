@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lockstep.core.ordering import END, START
 from lockstep.core.policy import ConflictPolicy, RetryPolicy
 from lockstep.errors import (
+    ArchiveError,
     BackpressureError,
     BrokerUnavailableError,
     BudgetExceededError,
@@ -71,6 +72,7 @@ else:
 __all__ = [
     "END",
     "START",
+    "ArchiveError",
     "BackpressureError",
     "BrokerUnavailableError",
     "BudgetExceededError",

@@ -23,7 +23,8 @@
     ├── WaitTimeoutError            the wait ended first; the run goes on
     ├── StoreUnavailableError       the database does not answer, or refuses
     ├── BrokerUnavailableError      Redis does not answer, or refuses
-    └── PublishError                a sink does not take an event
+    ├── PublishError                a sink does not take an event
+    └── ArchiveError                the file of a run is damaged, or what was to be written into one
 
 A message names the culprit and the next action; the fields say where it happened. An error survives pickling and the way
 through the database: `to_record()` and `LockstepError.from_record()` are inverse.
@@ -263,6 +264,12 @@ class PublishError(LockstepError):
     arrived: int | None = None
     permanent: bool | None = None
     retry_after_seconds: float | None = None
+
+
+class ArchiveError(LockstepError):
+    """The file of an exported run is cut, changed or of another release, at `line`; or what is stored of a run is damaged."""
+
+    line: int | None = None
 
 
 ERRORS: dict[str, type[LockstepError]] = {

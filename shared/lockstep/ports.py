@@ -5,7 +5,7 @@ A method of a store is one whole operation and one transaction. Times are millis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lockstep.core.lifecycle import RunStatus
@@ -25,6 +25,7 @@ from lockstep.records import (
     Retention,
     RunRow,
     StepRow,
+    StoredRow,
     Submitted,
     Task,
     Transition,
@@ -141,6 +142,13 @@ class Store(Reader, Protocol):
 
     def delete(self, run_id: str) -> bool:
         """Remove a finished run and all that belongs to it; False: there is none, or it is not finished."""
+
+    def restore(self, row: RunRow, rows: Iterable[StoredRow]) -> bool:
+        """Store a run as it was in another store, with all `rows` that belong to it, in their order; False: its id is taken.
+
+        It belongs to the partition that covers its shard here, if there is one, counts as changed now, and its events do not
+        wait for any sink. What the iteration raises is passed on; then nothing is stored.
+        """
 
     def prune(
         self, graph: str, retention: Retention, *, after: tuple[int, str] | None = None, limit: int = 100, dry_run: bool = False

@@ -96,6 +96,14 @@ class StepRow(msgspec.Struct, frozen=True, kw_only=True):
     committed_at: int = 0
 
 
+class SnapshotRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The canonical bytes of the whole state after a step, so that reading one takes few patches."""
+
+    run_id: str
+    step_id: int
+    state: bytes
+
+
 class JournalRow(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that happened to a work item: `done` once (n = 0), or `failed` (n = attempt).
 
@@ -121,6 +129,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     node_id: str
     type: str
     data: bytes
+
+
+StoredRow = StepRow | SnapshotRow | JournalRow | Event
+"""What belongs to a run beside its own row."""
 
 
 class Retention(msgspec.Struct, frozen=True, kw_only=True):

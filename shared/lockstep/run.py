@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, get_args
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.lifecycle import SETTLED, RunStatus
 from lockstep.core.merge import Schema
-from lockstep.core.state import State, apply_patches
+from lockstep.core.state import State
 from lockstep.errors import (
     ConfigurationError,
     LockstepError,
@@ -327,7 +327,7 @@ class Follower:
                 for task in records[step.step_id - first].tasks:
                     yield self._event("updates", task.delta, step.step_id, task.node_id)
             if "values" in self._modes:
-                self._state = apply_patches(self._state.to_bytes(), [step.patch])
+                self._state = self._state.patched(step.patch)
                 values = json.loads(self._state.to_bytes())
                 yield self._event("values", self._run.typed(row, values), step.step_id, None)
 

@@ -106,13 +106,13 @@ class Cli:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def start(self, *arguments: str, entry: str = ENTRY, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, entry: str = ENTRY, stdin: int | None = None, **environment: str) -> subprocess.Popen[str]:
         """A command under way; its outputs are pipes."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("LOCKSTEP_")}
         paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": "utf-8"}
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
         command = [sys.executable, "-W", "error", "-c", entry, *arguments]
-        return subprocess.Popen(command, cwd=self.folder, env={**inherited, **paths, **environment}, **pipes)
+        return subprocess.Popen(command, stdin=stdin, cwd=self.folder, env={**inherited, **paths, **environment}, **pipes)
 
     def __call__(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """What became of a command."""

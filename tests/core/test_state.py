@@ -107,6 +107,13 @@ def test_a_changed_state_is_the_state_made_anew(old: dict[str, Any], changes: di
     assert after.to_bytes() == canonical_bytes({**old, **changes})
     assert after.digests == State.of({**old, **changes}).digests
     assert apply_patches(before.to_bytes(), [diff(before, after)]).to_bytes() == after.to_bytes()
+    # and a patch leads from a state to the next one without the rest of it, and leaves the old one as it was
+    for one, other in ((before, after), (after, before)):
+        kept = one.to_bytes()
+        patched = one.patched(diff(one, other))
+        assert (patched.to_bytes(), patched.digests) == (other.to_bytes(), other.digests)
+        assert canonical_bytes(patched.values) == canonical_bytes(other.values)
+        assert canonical_bytes(one.values) == one.to_bytes() == kept
 
 
 @st.composite

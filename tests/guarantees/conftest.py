@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from random import Random
 
 import pytest
 from tests.servers import MYSQL, POSTGRES, empty_database_on
@@ -46,14 +45,6 @@ def one_store(store_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
         store = MemoryStore()
         monkeypatch.setattr("lockstep.embedded.open_store", lambda url: store)
     return store_url
-
-
-@pytest.fixture
-def rng(request: pytest.FixtureRequest) -> Random:
-    """Random numbers, other ones each time. A failure shows their seed; LOCKSTEP_TEST_SEED gives the same ones again."""
-    seed = int(os.environ.get("LOCKSTEP_TEST_SEED") or int.from_bytes(os.urandom(8), "big"))
-    request.node.add_report_section("call", "seed", f"LOCKSTEP_TEST_SEED={seed}")
-    return Random(seed)
 
 
 @pytest.fixture

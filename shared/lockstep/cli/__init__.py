@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from keyword import iskeyword
 
 import click
 import structlog
@@ -27,6 +28,8 @@ COMMANDS = {
     "outbox": "lockstep.cli.outbox",
     "migrate": "lockstep.cli.migrate",
     "prune": "lockstep.cli.prune",
+    "export": "lockstep.cli.archive",
+    "import": "lockstep.cli.archive",
 }
 """The commands, and the module of each."""
 
@@ -41,7 +44,8 @@ class Commands(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """The command of this name, loaded."""
         if name in COMMANDS and name not in self.commands:
-            self.add_command(reports_errors(getattr(importlib.import_module(COMMANDS[name]), name)))
+            function = f"{name}_" if iskeyword(name) else name
+            self.add_command(reports_errors(getattr(importlib.import_module(COMMANDS[name]), function)))
         return self.commands.get(name)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from lockstep.errors import (
+    ArchiveError,
     BrokerUnavailableError,
     ConfigurationError,
     GraphVersionError,
@@ -22,7 +23,7 @@ from lockstep.errors import (
 
 RUN_FAILED, USAGE, INTERRUPTED, UNREACHABLE = 1, 2, 3, 4
 
-_USAGE_ERRORS = (ConfigurationError, GraphVersionError, RunExistsError, RunNotFoundError, UnknownGraphError)
+_USAGE_ERRORS = (ArchiveError, ConfigurationError, GraphVersionError, RunExistsError, RunNotFoundError, UnknownGraphError)
 
 
 def exit_code_of(error: LockstepError) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import msgspec
@@ -33,6 +34,18 @@ class State(msgspec.Struct, frozen=True):
             if encoded.get(name) != data:
                 values[name], encoded[name], digests[name] = value, data, hashlib.sha256(data).digest()
         return State(values, encoded, digests)
+
+    def patched(self, patch: bytes) -> State:
+        """The state that a patch of `diff` leads to; only the fields that it names are encoded and hashed again."""
+        operations = json.loads(patch)
+        values, names = self.values.copy(), {name for _, name, *_ in operations}
+        values |= {name: copy(values[name]) for name in names & values.keys()}
+        _apply(values, operations)
+        state = self.changed({name: values[name] for name in names & values.keys()})
+        for name in names - values.keys():
+            for fields in (state.values, state.encoded, state.digests):
+                del fields[name]
+        return state
 
     def hash(self) -> bytes:
         """state_hash of DESIGN: 32 bytes."""
@@ -85,18 +98,22 @@ def apply_patches(base: bytes, patches: Iterable[bytes]) -> State:
     """The state that `patches` lead to from the snapshot `base`, in time linear in their length."""
     values: dict[str, Any] = json.loads(base)
     for patch in patches:
-        for operation, name, *arguments in json.loads(patch):
-            match operation:
-                case "set":
-                    values[name] = arguments[0]
-                case "append":
-                    values[name].extend(arguments[0])
-                case "merge":
-                    values[name].update(arguments[0])
-                    for key in arguments[1]:
-                        values[name].pop(key, None)
-                case "delete":
-                    del values[name]
-                case _:
-                    raise ValueError(f"unknown patch operation {operation!r}: written by a newer release?")
+        _apply(values, json.loads(patch))
     return State.of(values)
+
+
+def _apply(values: dict[str, Any], operations: Sequence[Any]) -> None:
+    for operation, name, *arguments in operations:
+        match operation:
+            case "set":
+                values[name] = arguments[0]
+            case "append":
+                values[name].extend(arguments[0])
+            case "merge":
+                values[name].update(arguments[0])
+                for key in arguments[1]:
+                    values[name].pop(key, None)
+            case "delete":
+                del values[name]
+            case _:
+                raise ValueError(f"unknown patch operation {operation!r}: written by a newer release?")

@@ -9,7 +9,7 @@ import msgspec
 import sqlalchemy as sa
 
 from lockstep.core.lifecycle import RunStatus
-from lockstep.records import NewRun
+from lockstep.records import NewRun, RunRow
 from lockstep.store import schema
 from lockstep.store.clock import now_ms
 
@@ -27,6 +27,6 @@ def run_values(run: NewRun, created_at: int) -> dict[str, Any]:
     return {**msgspec.structs.asdict(run.row(created_at)), "status": RunStatus.PENDING.value}
 
 
-def unfinished_values(run: NewRun) -> dict[str, Any]:
-    """The row that says that a new run needs an owner."""
+def unfinished_values(run: NewRun | RunRow) -> dict[str, Any]:
+    """The row that says that a run needs an owner, who has not looked at it yet."""
     return {"run_id": run.run_id, "partition_id": run.partition_id, "graph_hash": run.graph_hash, "pending": 1}

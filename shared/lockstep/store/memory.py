@@ -9,7 +9,7 @@ import bisect
 import itertools
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -27,7 +27,9 @@ from lockstep.records import (
     PublishedEvent,
     Retention,
     RunRow,
+    SnapshotRow,
     StepRow,
+    StoredRow,
     Submitted,
     Superseded,
     Transition,
@@ -262,6 +264,30 @@ class MemoryStore:
             self._known_keys -= {step.idempotency_key for step in run.steps}
             self._known_commands = {key: of for key, of in self._known_commands.items() if of != run_id}
             self._inbox = {key: command for key, command in self._inbox.items() if command.run_id != run_id}
+            return True
+
+    def restore(self, row: RunRow, rows: Iterable[StoredRow]) -> bool:
+        run = StoredRun(row)
+        for stored in rows:
+            match stored:
+                case StepRow():
+                    run.steps.append(stored)
+                case SnapshotRow():
+                    run.snapshots[stored.step_id] = stored.state
+                case JournalRow():
+                    run.journal.setdefault(stored.path, {})[stored.kind, stored.n] = stored
+                case Event():
+                    run.events.append(stored)
+        with self._lock:
+            if row.run_id in self._runs:
+                return False
+            partitions = [name for name, (first, last) in self.partitions().items() if first <= row.shard <= last]
+            partition_id = next(iter(partitions), row.partition_id)
+            run.row = msgspec.structs.replace(row, partition_id=partition_id, updated_at=self._clock())
+            self._runs[row.run_id] = run
+            self._known_keys |= {step.idempotency_key for step in run.steps}
+            if row.status not in FINISHED:
+                self._pending.add(row.run_id)
             return True
 
     def prune(

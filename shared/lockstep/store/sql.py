@@ -21,9 +21,10 @@ from lockstep.store.migrate import bring_up_to_date
 from lockstep.store.outbox import SqlOutbox
 from lockstep.store.pruning import SqlPruning
 from lockstep.store.reading import IN_LIST, SqlReader, chunks, rows_of, run_row
+from lockstep.store.restoring import SqlRestoring
 
 
-class SqlStore(SqlJoining, SqlLeases, SqlPruning, SqlReader):
+class SqlStore(SqlJoining, SqlLeases, SqlPruning, SqlRestoring, SqlReader):
     """A `Store` in a SQL database."""
 
     def __init__(self, url: str, *, create: bool = True) -> None:
