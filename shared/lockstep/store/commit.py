@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from lockstep.errors import StateError
 from lockstep.records import AlreadyCommitted, CommitOutcome, Committed, Refused, Superseded, Transition
@@ -16,6 +18,9 @@ from lockstep.store import schema
 
 ATTEMPTS = 5
 """How often a transaction is tried that a deadlock or the loss of its connection has ended."""
+
+RECONNECT_PAUSE_SECONDS = 0.5
+"""How long to wait after a connection that was lost could not be replaced."""
 
 
 class Conflict(Exception):
@@ -42,6 +47,7 @@ class GroupCommit(ABC):
         self._lease_ms = int(lease_seconds * 1000)
         # Anywhere: with equal numbers, one's lost transaction could be taken for another's, of the lease's handle before.
         self._number = secrets.randbits(62)
+        self._lost = False
         self._connect()
 
     def _connect(self) -> None:
@@ -72,7 +78,7 @@ class GroupCommit(ABC):
         except (Conflict, self.integrity_error):
             if len(transitions) == 1:
                 return [self._outcome_of_conflict(transitions[0])]
-        except self.operational_error:
+        except (self.operational_error, DBAPIError):
             raise  # The database as a whole; the caller knows what to say of it.
         except (RefusedValue, self.error, OverflowError, UnicodeError) as error:
             if len(transitions) == 1:
@@ -87,18 +93,25 @@ class GroupCommit(ABC):
         self._number += 1
         for left in reversed(range(ATTEMPTS)):
             try:
-                return self._attempt(lease_id, self._number, transitions)
-            except self.operational_error as error:
-                if not left or not (self._is_lost(error) or self._is_deadlock(error)):
-                    raise
-                if self._is_lost(error):
-                    self.close()
-                    self._engine.dispose()  # Those that lie in the pool have most likely ended, too.
-                    self._connect()
+                if self._lost:
+                    self._reconnect()
                     stored = self._last_number(lease_id)
                     if stored is None or stored == self._number:
                         return stored is not None
+                return self._attempt(lease_id, self._number, transitions)
+            except (self.operational_error, DBAPIError) as error:
+                if self._lost:
+                    time.sleep(RECONNECT_PAUSE_SECONDS)  # The server is away, or has only just come back.
+                self._lost = self._lost or self._is_lost(error)
+                if not left or not (self._lost or self._is_deadlock(error)):
+                    raise
         raise AssertionError("the last attempt returns or raises")
+
+    def _reconnect(self) -> None:
+        self.close()
+        self._engine.dispose()  # Those that lie in the pool have most likely ended, too.
+        self._connect()
+        self._lost = False
 
     def _last_number(self, lease_id: str) -> int | None:
         """The number of the lease's last transaction that was committed; None: the lease is lost.
