@@ -106,10 +106,10 @@ def test_run_ids_that_differ_in_case_are_different_runs(world: World) -> None:
     assert [row.run_id for row in world.a.find_runs()] == ["RUN", "Run", "run"]
 
 
-def test_of_a_hundred_threads_that_submit_one_run_id_exactly_one_creates_it(world: World) -> None:
-    # given a hundred submissions of one run_id, half of them over either handle, that can be told apart
-    runs = [world.new("run-1", input=b"%d" % n) for n in range(100)]
-    handles = [world.a, world.b] * 50
+def test_of_a_thousand_threads_that_submit_one_run_id_exactly_one_creates_it(world: World) -> None:
+    # given a thousand submissions of one run_id, half of them over either handle, that can be told apart
+    runs = [world.new("run-1", input=b"%d" % n) for n in range(1000)]
+    handles = [world.a, world.b] * 500
 
     # when they race
     answers = world.together(
