@@ -18,7 +18,7 @@ from sqlalchemy.dialects import mysql
 
 from lockstep.core.lifecycle import FINISHED
 from lockstep.errors import StoreUnavailableError
-from lockstep.records import Event, NewRun, Transition
+from lockstep.records import Event, NewRun, RunUpdate, Transition
 from lockstep.store import schema
 from lockstep.store.clock import now_ms
 from lockstep.store.commit import Conflict, Consumed, GroupCommit, RefusedValue, Snapshot
@@ -35,10 +35,15 @@ ANSWER_TIMEOUT_SECONDS = 30
 """How long a statement may take; a server that has vanished without a word is noticed after that."""
 
 ROWS_PER_UPDATE = 50
-"""Rows that one statement updates. They stand in its text, which the server bounds by max_allowed_packet."""
+BYTES_PER_UPDATE = 1 << 20
+"""What one statement updates: so many rows, and no more than so many bytes of errors and options unless one row alone has them.
+They stand in its text, which the server bounds by max_allowed_packet."""
 
 PACKET_MARGIN_BYTES = 64 * 1024
 """What a statement may take beside the largest value in it."""
+
+ESCAPED = b"\0\n\r\x1a\"'\\"
+"""Bytes that take two in the text of a statement."""
 
 SCHEMA_LOCK = "lockstep.schema"
 """The name of the lock under which the schema is migrated; that of the database follows, for names are the server's."""
@@ -163,7 +168,8 @@ class MysqlCommit(GroupCommit):
         self._events = Inserted(schema.outbox)
         with self._driver.cursor() as cursor:
             cursor.execute("SELECT @@max_allowed_packet")
-            [self._max_packet_bytes] = cursor.fetchone()
+            # MariaDB ends the connection for a statement of more than half of it: measured with 10.11, at 4, 16 and 64 MiB.
+            self._max_packet_bytes = cursor.fetchone()[0] // 2
 
     def _is_lost(self, error: Exception) -> bool:
         return _number(error) in LOST
@@ -189,8 +195,8 @@ class MysqlCommit(GroupCommit):
             for transition in transitions:
                 if transition.events:
                     self._note_undelivered(cursor, transition.events[0])
-            for start in range(0, len(updates), ROWS_PER_UPDATE):
-                self._move(cursor, updates[start : start + ROWS_PER_UPDATE])
+            for some in _portions(updates):
+                self._move(cursor, some)
             self._revive(cursor, [u.run_id for u in updates if u.revives])
             begun = [u.run_id for u in updates if u.step_id == 0 and u.status not in FINISHED]
             finished = [u.run_id for u in updates if u.status in FINISHED]
@@ -214,10 +220,10 @@ class MysqlCommit(GroupCommit):
                 size = sum(map(len, values))
                 if size * 2 + PACKET_MARGIN_BYTES <= self._max_packet_bytes:
                     continue  # Even if every byte had to be escaped.
-                if sum(len(self._driver.literal(value)) for value in values) + PACKET_MARGIN_BYTES > self._max_packet_bytes:
+                if sum(map(_escaped_length, values)) + PACKET_MARGIN_BYTES > self._max_packet_bytes:
                     raise RefusedValue(
-                        f"{size} bytes in one row are more than the server takes; raise max_allowed_packet, "
-                        f"now {self._max_packet_bytes}, or keep large data elsewhere"
+                        f"{size} bytes in one row are more than the server takes; raise max_allowed_packet "
+                        f"to more than twice that, now {2 * self._max_packet_bytes}, or keep large data elsewhere"
                     )
 
     def _renew(self, cursor: Any, lease_id: str, number: int) -> int | None:
@@ -282,6 +288,26 @@ def _large_values(transition: Transition) -> Iterator[list[bytes]]:
     if transition.step is not None:
         yield [transition.step.patch, transition.step.frontier]
         yield [transition.snapshot or b""]
+    if transition.update is not None:
+        yield [transition.update.error or b"", transition.update.options]
+
+
+def _escaped_length(value: bytes) -> int:
+    return len(value) + sum(value.count(byte) for byte in ESCAPED)
+
+
+def _portions(updates: Sequence[RunUpdate]) -> Iterator[list[RunUpdate]]:
+    portion: list[RunUpdate] = []
+    size = 0
+    for update in updates:
+        bytes_of_row = len(update.error or b"") + len(update.options)
+        if portion and (len(portion) == ROWS_PER_UPDATE or size + bytes_of_row > BYTES_PER_UPDATE):
+            yield portion
+            portion, size = [], 0
+        portion.append(update)
+        size += bytes_of_row
+    if portion:
+        yield portion
 
 
 def _execute_for(cursor: Any, sql: str, values: Sequence[str]) -> None:
