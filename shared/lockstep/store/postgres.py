@@ -42,7 +42,10 @@ class PostgresDatabase:
     remedy = "check that its server runs and has room, and that the URL's host, database, user and password are right"
 
     def __init__(self, url: sa.URL) -> None:
-        options = f"-c lock_timeout={LOCK_TIMEOUT_MS} -c idle_in_transaction_session_timeout={LOCK_TIMEOUT_MS}"
+        options = (
+            f"-c lock_timeout={LOCK_TIMEOUT_MS} -c idle_in_transaction_session_timeout={LOCK_TIMEOUT_MS} "
+            "-c default_transaction_isolation=read\\ committed"
+        )
         self.engine = sa.create_engine(
             url,
             isolation_level="AUTOCOMMIT",
