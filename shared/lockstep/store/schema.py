@@ -94,7 +94,6 @@ steps = Table(
     Column("frontier", BYTES, nullable=False),
     Column("committed_at", BigInteger, nullable=False),
     UniqueConstraint("idempotency_key", name="one_commit_per_key"),
-    sqlite_with_rowid=False,
     comment="The commits of a run: the patch that step_id made, and the frontier it left.",
 )
 
@@ -117,7 +116,6 @@ journal = Table(
     Column("step_id", BigInteger, nullable=False),
     Column("payload", BYTES, nullable=False),
     Column("meta", BYTES, nullable=False),
-    sqlite_with_rowid=False,
     comment="What happened to each work item: its outcome once, its failures one by one.",
 )
 

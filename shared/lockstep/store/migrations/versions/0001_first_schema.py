@@ -45,7 +45,6 @@ def upgrade() -> None:
         sa.Column("meta", BYTES, nullable=False),
         sa.PrimaryKeyConstraint("run_id", "path", "kind", "n"),
         comment="What happened to each work item: its outcome once, its failures one by one.",
-        sqlite_with_rowid=False,
     )
     create_table(
         "leases",
@@ -122,7 +121,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run_id", "step_id"),
         sa.UniqueConstraint("idempotency_key", name="one_commit_per_key"),
         comment="The commits of a run: the patch that step_id made, and the frontier it left.",
-        sqlite_with_rowid=False,
     )
     create_table(
         "unfinished",
