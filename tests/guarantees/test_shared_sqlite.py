@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +18,12 @@ import pytest
 
 from lockstep import Engine
 from lockstep.cli.load import load_graph
+from lockstep.store import open_store
 
 NAMES = ["north", "east", "south", "west"]
 RUNS = 50
+CROWDED_SECONDS = float(os.environ.get("LOCKSTEP_TEST_CROWDED_SECONDS", "5"))
+"""How long many processes share a file."""
 
 
 class File:
@@ -136,6 +142,37 @@ def test_four_engines_run_200_runs_on_one_file_while_others_read(flows: Any, fil
     assert min(looks) > 0
     assert len(succeeded) == RUNS * len(NAMES)
     assert file.rows("SELECT count(DISTINCT partition_id), min(retries), max(retries) FROM runs") == [(len(NAMES), 0, 0)]
+    file.assert_whole()
+
+
+def test_four_processes_write_and_four_read_one_file(program: Callable[[str], Path], file: File) -> None:
+    # given eight processes, some seconds of them
+    with closing(open_store(file.url)):
+        pass
+    arguments = [sys.executable, "-W", "error", str(program("crowding.py"))]
+    processes = [
+        subprocess.Popen(
+            [*arguments, role, file.url, str(CROWDED_SECONDS), name],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for role in ("write", "read")
+        for name in NAMES
+    ]
+    try:
+        said = [(*process.communicate(timeout=CROWDED_SECONDS + 60), process.returncode) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+    # then none of them has met an error, and all have got on
+    assert [(err, returncode) for _, err, returncode in said] == [("", 0)] * 8
+    written = [json.loads(out)["runs"] for out, _, _ in said[:4]]
+    looks = [json.loads(out)["looks"] for out, _, _ in said[4:]]
+    assert min(written) and min(looks), (written, looks)
+    # and all that was written is there, whole
+    assert file.rows("SELECT count(*) FROM runs") == [(sum(written),)]
     file.assert_whole()
 
 
