@@ -32,6 +32,8 @@ class Benchmark:
     parameters: dict[str, int] = field(default_factory=lambda: {"steps": 50})
     in_flight: int = 1
     runs: int = 20
+    long: bool = False
+    """Whether its runs are so long that none is made only to warm up, or to count how often it waits for the disk."""
 
     def whole(self, runs: int | None) -> int:
         """The number of runs in a turn."""
@@ -80,6 +82,21 @@ CATALOGUE = [
     Benchmark(
         "chain-200", "A chain of {steps} steps over servers, 200 runs in flight", "chain", SERVED, {"steps": 20}, 200, 200
     ),
+    *[
+        Benchmark(
+            key,
+            "A run of {steps} steps, each of which changes 100 bytes beside {ballast} others",
+            "loop",
+            [
+                Contender("Lockstep, SQLite", "lockstep", {"store": "sqlite"}, POWER_CUT),
+                Contender("Lockstep, memory", "lockstep", {"store": "memory"}, ALL),
+            ],
+            {"steps": 10_000, "ballast": ballast},
+            runs=1,
+            long=True,
+        )
+        for key, ballast in (("long", 0), ("long-large", 100_000))
+    ],
     Benchmark("fan-1", "A fan-out to {width} nodes and a join, one run at a time", "fan", SERVED, {"width": 100}, 1, 10),
     Benchmark("fan-24", "A fan-out to {width} nodes and a join, 24 runs in flight", "fan", SERVED, {"width": 100}, 24, 24),
 ]

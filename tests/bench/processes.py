@@ -63,7 +63,7 @@ class Processes:
                 parameters=benchmark.parameters,
                 settings=contender.settings,
                 in_flight=benchmark.in_flight,
-                warm_up=WARM_UP if benchmark.in_flight == 1 else min(benchmark.in_flight, WARM_UP_IN_FLIGHT),
+                warm_up=_warm_up(benchmark),
                 runs=runs,
                 directory=stack.enter_context(tempfile.TemporaryDirectory(dir=self.directory)),
                 postgres=database.url if database else "",
@@ -101,7 +101,12 @@ class Processes:
         From `runs` runs and twice as many: the difference leaves out what opening and closing a store costs.
         """
         probe = ["strace", "-o", os.devnull, "true"]
-        if contender.needs or shutil.which("strace") is None or subprocess.run(probe, capture_output=True).returncode:
+        if (
+            benchmark.long
+            or contender.needs
+            or shutil.which("strace") is None
+            or subprocess.run(probe, capture_output=True).returncode
+        ):
             return None
         counts = []
         for several in (runs, 2 * runs):
@@ -111,6 +116,12 @@ class Processes:
                 )
                 counts.append(len(re.findall(r"\bf(?:data)?sync\(", trace.read())))
         return (counts[1] - counts[0]) / runs
+
+
+def _warm_up(benchmark: Benchmark) -> int:
+    if benchmark.long:
+        return 0
+    return WARM_UP if benchmark.in_flight == 1 else min(benchmark.in_flight, WARM_UP_IN_FLIGHT)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

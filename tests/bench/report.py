@@ -23,6 +23,9 @@ COLUMNS = {
     "sql_transactions_per_node": ("SQL transactions/node", ".2f"),
     "sql_statements_per_node": ("SQL statements/node", ".2f"),
     "redis_commands_per_node": ("Redis commands/node", ".2f"),
+    "step_early_ms": ("steps 100 to 1,100, ms each", ".3f"),
+    "step_late_ms": ("last 1,000, ms each", ".3f"),
+    "step_growth": ("last / first", ".2f"),
     "step_p50_ms": ("step p50, ms", ".1f"),
     "step_p95_ms": ("step p95, ms", ".1f"),
 }
@@ -105,6 +108,8 @@ def _figures(nodes: int, own: Sequence[Measurement], idle: Measurement | None) -
             figures[f"redis_{name}_per_node"] = [per_node * one.get(name, 0) for one in calls]
     for name in own[0].latency_ms:
         figures[f"step_{name}_ms"] = [one.latency_ms[name] for one in own]
+    if "late" in own[0].latency_ms:
+        figures["step_growth"] = [one.latency_ms["late"] / one.latency_ms["early"] for one in own]
     return figures
 
 

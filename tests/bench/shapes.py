@@ -2,6 +2,7 @@
 call the same nodes from workflows of their own."""
 
 import operator
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +13,12 @@ State = dict[str, Any]
 
 class Counter(TypedDict, total=False):
     n: int
+
+
+class Looped(TypedDict, total=False):
+    n: int
+    note: str
+    ballast: str
 
 
 class Found(TypedDict, total=False):
@@ -56,24 +63,48 @@ def fan(graph: Any, start: str, end: str, send: Any, width: int) -> Any:
     return graph
 
 
+TICKS: list[float] = []
+"""When each step of a loop began, by this process's clock."""
+
+
+def tick(state: State) -> State:
+    TICKS.append(time.perf_counter())
+    return {"n": state["n"] + 1, "note": f"{state['n']:0100}"}
+
+
+def loop(graph: Any, start: str, end: str, send: Any, steps: int, ballast: int) -> Any:
+    """One node, again and again, that changes 100 bytes beside `ballast` bytes that nobody touches."""
+    graph.add_node("tick", tick)
+    graph.add_edge(start, "tick")
+    graph.add_conditional_edges("tick", lambda state: end if state["n"] == steps else "tick")
+    return graph
+
+
 @dataclass(frozen=True)
 class Shape:
     """A graph, the state that its runs begin with, and, from its parameters, their end state and how many nodes they run."""
 
     build: Callable[..., Any]
     state: type
-    begin: State
+    begin: Callable[[dict[str, int]], State]
     end: Callable[[dict[str, int]], State]
     nodes: Callable[[dict[str, int]], int]
 
 
 SHAPES = {
-    "chain": Shape(chain, Counter, {"n": 0}, lambda given: {"n": given["steps"]}, lambda given: given["steps"]),
+    "chain": Shape(chain, Counter, lambda given: {"n": 0}, lambda given: {"n": given["steps"]}, lambda given: given["steps"]),
     "fan": Shape(
         fan,
         Found,
-        {"found": []},
+        lambda given: {"found": []},
         lambda given: {"found": list(range(given["width"])), "n": given["width"]},
         lambda given: given["width"] + 2,
+    ),
+    "loop": Shape(
+        loop,
+        Looped,
+        lambda given: {"n": 0, "ballast": "x" * given["ballast"]},
+        lambda given: {"n": given["steps"], "note": f"{given['steps'] - 1:0100}", "ballast": "x" * given["ballast"]},
+        lambda given: given["steps"],
     ),
 }

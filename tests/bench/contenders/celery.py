@@ -28,7 +28,7 @@ def opened(job: Job) -> Iterator[Runner]:
         return tasks.split.s() | group(tasks.leaf.si(number) for number in range(job.parameters["width"])) | tasks.join.s()
 
     def begin(run_id: str) -> AsyncResult:
-        return canvas().apply_async((job.shaped.begin,))
+        return canvas().apply_async((job.begin,))
 
     def ended(results: Sequence[AsyncResult]) -> list[State]:
         return [result.get() for result in results]

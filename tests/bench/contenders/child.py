@@ -42,6 +42,11 @@ class Job:
     def shaped(self) -> Shape:
         return SHAPES[self.shape]
 
+    @property
+    def begin(self) -> State:
+        """The state that each run begins with."""
+        return self.shaped.begin(self.parameters)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:

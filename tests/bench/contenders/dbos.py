@@ -59,7 +59,7 @@ def opened(job: Job) -> Iterator[Runner]:
 
     def begin(run_id: str) -> WorkflowHandle[State]:
         with SetWorkflowID(run_id):
-            return DBOS.start_workflow(WORKFLOWS[job.shape], job.shaped.begin, **job.parameters)
+            return DBOS.start_workflow(WORKFLOWS[job.shape], job.begin, **job.parameters)
 
     try:
         yield Runner(begin, lambda handles: [handle.get_result() for handle in handles])

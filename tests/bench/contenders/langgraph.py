@@ -30,7 +30,7 @@ def opened(job: Job) -> Iterator[Runner]:
                 graph = job.shaped.build(StateGraph(job.shaped.state), START, END, Send, **job.parameters)
                 own.graph = graph.compile(checkpointer=saver())
             config = {"recursion_limit": 10_000, "configurable": {"thread_id": run_id}}
-            state: State = own.graph.invoke(job.shaped.begin, config, durability=job.settings["durability"])
+            state: State = own.graph.invoke(job.begin, config, durability=job.settings["durability"])
             return state
 
         yield Runner(invoke)

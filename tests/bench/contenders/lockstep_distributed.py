@@ -35,7 +35,7 @@ def opened(job: Job) -> Iterator[Runner]:
         Stored(job.postgres, running.check) as stored,
     ):
         _wait_until_ready(client, job, running)
-        yield stored.runner(lambda run_id: client.submit("bench", job.shaped.begin, run_id=run_id))
+        yield stored.runner(lambda run_id: client.submit("bench", job.begin, run_id=run_id))
 
 
 def _wait_until_ready(client: Client, job: Job, running: roles.Roles) -> None:
@@ -44,7 +44,7 @@ def _wait_until_ready(client: Client, job: Job, running: roles.Roles) -> None:
     while True:
         running.check()
         try:
-            client.submit("bench", job.shaped.begin, run_id="first").result(START_SECONDS)
+            client.submit("bench", job.begin, run_id="first").result(START_SECONDS)
             return
         except UnknownGraphError:
             if time.monotonic() > deadline:
