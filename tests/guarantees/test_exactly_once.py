@@ -26,6 +26,7 @@ from lockstep import START, Context, Engine, Graph, LockstepError, RetryPolicy
 from lockstep.cli.load import load_graph
 from lockstep.core.frontier import decode_frontier
 from lockstep.core.records import Failure, Write
+from lockstep.ports import Store
 from lockstep.records import Event, TaskResult
 from lockstep.store import open_store
 from lockstep.wire import encode_outcome
@@ -69,7 +70,7 @@ class Survey:
     ended: int = 0
 
 
-Recovers = Callable[[Left, Survey], None]
+Recovers = Callable[[Store, Left, Survey], None]
 
 
 def executions(ledger: Path) -> Counter[str]:
@@ -80,7 +81,12 @@ def executions(ledger: Path) -> Counter[str]:
 def journalled_in(left: Left) -> dict[str, int]:
     """The executions whose results or failures are journalled, and the step of each."""
     with closing(open_store(left.url)) as store:
-        rows = store.journal(RUN_ID, [bytes.fromhex(line.split()[0]) for line in executions(left.ledger)])
+        return journalled(store, left)
+
+
+def journalled(store: Store, left: Left) -> dict[str, int]:
+    """`journalled_in`, of a store that is open."""
+    rows = store.journal(RUN_ID, [bytes.fromhex(line.split()[0]) for line in executions(left.ledger)])
     return {f"{row.path.hex()} {json.loads(row.meta)['attempt'] if row.kind == 'done' else row.n}": row.step_id for row in rows}
 
 
@@ -118,17 +124,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, program: Callable[[str
 def recovers(undisturbed: Ended, ledger_graph: Graph, monkeypatch: pytest.MonkeyPatch) -> Recovers:
     """Recover what a killed process left, and check that nothing was lost, and nothing done twice."""
 
-    def recovers(left: Left, survey: Survey) -> None:
+    def recovers(store: Store, left: Left, survey: Survey) -> None:
         # given what had been executed, and what of it had been journalled
-        before, journalled = executions(left.ledger), journalled_in(left)
-        with closing(open_store(left.url)) as store:
-            rows = store.find_runs(run_ids=[RUN_ID])
+        before, kept = executions(left.ledger), journalled(store, left)
+        rows = store.find_runs(run_ids=[RUN_ID])
         unfinished = [row.run_id for row in rows if row.status in ("pending", "running")]
         survey.not_submitted += not rows
         survey.not_begun += bool(rows and rows[0].step_id < 0)
         survey.under_way += bool(unfinished and rows[0].step_id >= 0)
-        survey.with_results += bool(unfinished and journalled)
-        survey.in_the_middle_of_a_step += bool(unfinished and max(journalled.values(), default=0) > rows[0].step_id)
+        survey.with_results += bool(unfinished and kept)
+        survey.in_the_middle_of_a_step += bool(unfinished and max(kept.values(), default=0) > rows[0].step_id)
         survey.ended += bool(rows and not unfinished)
 
         # when another process recovers it; what was not even submitted is submitted again
@@ -142,9 +147,9 @@ def recovers(undisturbed: Ended, ledger_graph: Graph, monkeypatch: pytest.Monkey
         assert recovered == undisturbed
         # and what was journalled did not run again, what was lost ran again once
         after = executions(left.ledger)
-        assert {line: after[line] for line in journalled} == {line: before[line] for line in journalled}
+        assert {line: after[line] for line in kept} == {line: before[line] for line in kept}
         assert set(after.values()) <= {1, 2}
-        assert after.total() == EXECUTIONS + (before.total() - len(journalled))
+        assert after.total() == EXECUTIONS + (before.total() - len(kept))
 
     return recovers
 
@@ -230,7 +235,9 @@ def test_a_run_that_is_killed_50_times_at_random_moments_ends_as_if_undisturbed(
     with ThreadPoolExecutor(AT_ONCE) as pool:
         for number in pool.map(kill, range(KILLS)):
             # then each run is as if nothing had happened, once it is recovered
-            recovers(ledger_runs.left_by(number), survey)
+            left = ledger_runs.left_by(number)
+            with closing(open_store(left.url)) as store:
+                recovers(store, left, survey)
 
     # and the kills met every situation
     assert survey.not_submitted + survey.not_begun, survey
@@ -239,31 +246,57 @@ def test_a_run_that_is_killed_50_times_at_random_moments_ends_as_if_undisturbed(
     assert survey.in_the_middle_of_a_step, survey
 
 
+@pytest.fixture
+def dying(ledger_runs: LedgerRuns, program: Callable[[str], Path]) -> Iterator[subprocess.Popen[str]]:
+    """The program dying.py: give it a line, and it gives one back."""
+    command = [sys.executable, str(program("dying.py")), ledger_runs.graph, json.dumps(INPUT), RUN_ID]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("store_url", ["sqlite", "postgres", "mysql"], indirect=True)
 def test_a_run_that_is_killed_between_any_two_statements_ends_as_if_undisturbed(
-    ledger_runs: LedgerRuns, program: Callable[[str], Path], recovers: Recovers, tmp_path: Path
+    store_url: str, dying: subprocess.Popen[str], recovers: Recovers, tmp_path: Path
 ) -> None:
-    # given for each place in the writing of a run a process that was killed there
-    arguments = [str(program("dying.py")), ledger_runs.graph, json.dumps(INPUT), RUN_ID, str(tmp_path)]
-    subprocess.run([sys.executable, *arguments], check=True, timeout=100)
-    traces = sorted(tmp_path.glob("*.trace"), key=lambda trace: int(trace.stem))
-    survey, places = Survey(), set()
+    survey, moments, number, status = Survey(), list[tuple[str, Any]](), 0, -signal.SIGKILL
+    with closing(open_store(store_url)) as store:
+        store.outbox.add_sink("sink")  # So that each commit of events leaves a row for it.
+        while status != 0:
+            number += 1
+            # given a process that was killed one moment later in its writing than the one before
+            left, trace = Left(store_url, tmp_path / f"{number}.ledger"), tmp_path / f"{number}.trace"
+            assert dying.stdin is not None and dying.stdout is not None
+            dying.stdin.write(f"{number} {left.url} {left.ledger} {trace}\n")
+            dying.stdin.flush()
+            status = int(dying.stdout.readline())
+            assert status in (0, -signal.SIGKILL)
+            rows = store.find_runs(run_ids=[RUN_ID])
+            stored = rows and (rows[0].version, len(journalled(store, left)))
+            moments.append((trace.read_text().splitlines()[-1], stored))
 
-    for trace in traces:
-        steps = trace.read_text().splitlines()
-        if len(steps) == int(trace.stem):
-            places.add(steps[-1])
-        # then each run is as if nothing had happened, once it is recovered
-        try:
-            recovers(ledger_runs.left_by(trace.stem), survey)
-        except BaseException as error:
-            error.add_note(f"the process was killed here:\n{trace.read_text()}")
-            raise
+            # then its run is as if nothing had happened, once it is recovered
+            try:
+                recovers(store, left, survey)
+            except BaseException as error:
+                error.add_note(f"the process was killed here:\n{trace.read_text()}")
+                raise
+            [waiting] = store.outbox.waiting("sink")
+            assert waiting.run_id == RUN_ID
+            assert store.delete(RUN_ID)
 
-    # and the places were all that there are
-    inserted = {"journal", "steps", "snapshots", "outbox", "runs", "unfinished", "leases", "partitions"}
-    assert {f"INSERT INTO {table}" for table in inserted} <= places
-    assert {"UPDATE leases SET", "UPDATE runs SET", "UPDATE unfinished SET", "DELETE FROM unfinished"} <= places
-    assert {"BEGIN IMMEDIATE", "COMMIT", "committed"} <= places
+    # and the places were all that there are, up to the end
+    places = {place for moment, _ in moments for place in moment.split(", ")}
+    inserted = {"journal", "steps", "snapshots", "outbox", "undelivered", "runs", "unfinished", "leases", "partitions"}
+    changed = {"UPDATE leases", "UPDATE runs", "UPDATE unfinished", "DELETE FROM unfinished"}
+    assert {f"INSERT INTO {table}" for table in inserted} | changed | {"COMMIT", "committed"} <= places
+    assert places & {"BEGIN", "START TRANSACTION"}
+    # and where nothing was heard of a COMMIT, it was done
+    for before, unheard, after in zip(moments, moments[1:], moments[2:], strict=False):
+        if unheard[0] == "COMMIT done" and after[0] == "committed":
+            assert before[1] != unheard[1] == after[1]
+    assert "COMMIT done" in places or store_url.startswith("sqlite")  # SQLite tells of the beginnings of statements alone.
     assert min(survey.not_submitted, survey.not_begun, survey.under_way, survey.in_the_middle_of_a_step, survey.ended), survey
 
 
@@ -330,7 +363,9 @@ def test_a_run_that_is_asked_to_end_gives_its_lease_back_and_keeps_what_it_has(
             assert database.execute("SELECT count(*) FROM leases").fetchone() == (0,)
             assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         # and another goes on with what its nodes have returned
-        recovers(ledger_runs.left_by(begun), survey)
+        left = ledger_runs.left_by(begun)
+        with closing(open_store(left.url)) as store:
+            recovers(store, left, survey)
     assert survey.under_way, survey
 
 

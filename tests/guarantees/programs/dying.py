@@ -1,24 +1,24 @@
-"""Executes a graph again and again, each time in a child that kills itself one step of its writing later than the one before.
+"""Executes a graph again and again, each time in a child that kills itself at another moment of its writing.
 
-    dying.py MODULE:GRAPH INPUT RUN_ID DIRECTORY
+    dying.py MODULE:GRAPH INPUT RUN_ID
 
-A child dies as a statement that writes is about to begin, or right after a group commit, before anything is done with it.
-Child N finds its store in DIRECTORY/N.db, made from DIRECTORY/empty.db, and its ledger in DIRECTORY/N.ledger. The last line of
-DIRECTORY/N.trace is the moment of its death; a statement named there did not begin. Each result is committed alone, so all
-children would come through the same moments; the last ENDINGS come to the end of their run.
+Each line on stdin asks for a child: CRASH_AT URL LEDGER TRACE. It executes the graph on the store at URL, and dies at the
+moment of that number: when a statement that writes is about to begin, when a COMMIT was carried out and nothing was heard of
+it, or right after a group commit, before anything is done with it. A line on stdout says how it ended; the last line of the
+file TRACE is the moment of its death. Each result is committed alone, so all children would come through the same moments.
 """
 
-import itertools
 import json
 import os
-import shutil
+import re
 import signal
 import sqlite3
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import psycopg
+import pymysql.connections
 import sqlalchemy as sa
 
 from lockstep import Engine
@@ -27,43 +27,87 @@ from lockstep.cli.load import load_graph
 from lockstep.records import CommitOutcome, Message, Transition
 from lockstep.store.sql import SqlStore
 
-READING = ("SELECT", "PRAGMA")
-ENDINGS = 2
-AT_ONCE = 2
+WRITING = re.compile(r"(?:INSERT INTO|UPDATE|DELETE FROM) \w+|BEGIN|START TRANSACTION|COMMIT|ROLLBACK")
 
 
 class Doom:
-    """Kills the process at the moment of the given number."""
+    """Kills the process at the moment of the number in the environment variable CRASH_AT."""
 
-    def __init__(self, number: int, trace: Path) -> None:
-        self._left = number
+    def __init__(self, trace: str) -> None:
+        self._left = int(os.environ["CRASH_AT"])
         self._trace = os.open(trace, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-    def moment(self, what: str) -> None:
+    def moment(self, what: str, let_arrive: Callable[[], None] = lambda: None) -> None:
         os.write(self._trace, what.encode() + b"\n")
         self._left -= 1
         if not self._left:
+            let_arrive()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def follow(self, connection: sqlite3.Connection, _: Any) -> None:
-        def begins(sql: str) -> None:
-            if not sql.startswith(READING):
-                self.moment(" ".join(sql.split()[:3]))
+    def statement(self, sql: object, let_arrive: Callable[[], None] = lambda: None) -> None:
+        """A statement is about to begin."""
+        text = sql.decode() if isinstance(sql, bytes) else str(sql)
+        if found := WRITING.findall(text):
+            self.moment(", ".join(found), let_arrive)
 
-        connection.set_trace_callback(begins)
+    def follow_sqlite(self, connection: Any, _: Any) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.set_trace_callback(self.statement)
+
+    def follow_postgres(self) -> None:
+        execute = psycopg.Cursor.execute
+
+        def executing(cursor: psycopg.Cursor[Any], query: Any, *arguments: Any, **options: Any) -> Any:
+            self.statement(query, lambda: _let_arrive(cursor.connection))
+            result = execute(cursor, query, *arguments, **options)
+            if query == "COMMIT":
+                self.moment("COMMIT done", lambda: _let_arrive(cursor.connection))
+            return result
+
+        psycopg.Cursor.execute = executing  # type: ignore[assignment, method-assign]
+
+    def follow_mysql(self) -> None:
+        query = pymysql.connections.Connection.query
+
+        def querying(connection: Any, sql: Any, unbuffered: bool = False) -> int:
+            self.statement(sql)
+            rows: int = query(connection, sql, unbuffered)
+            if sql == "COMMIT":
+                self.moment("COMMIT done")
+            return rows
+
+        pymysql.connections.Connection.query = querying  # type: ignore[method-assign, assignment]
+
+    def follow_commits(self) -> None:
+        commit = SqlStore.commit
+
+        def committing(store: SqlStore, lease_id: str, transitions: Sequence[Transition]) -> list[CommitOutcome]:
+            outcomes = commit(store, lease_id, transitions)
+            self.moment("committed")
+            return outcomes
+
+        SqlStore.commit = committing  # type: ignore[method-assign]
 
 
-def child(reference: str, input: str, run_id: str, directory: Path, number: int) -> None:
-    doom = Doom(number, directory / f"{number}.trace")
-    sa.event.listen(sa.Engine, "connect", doom.follow)
-    commit = SqlStore.commit
+def _let_arrive(connection: psycopg.Connection[Any]) -> None:
+    """Send the server what lies in a pipeline, and wait until it has done that: it does not wait for the pipeline's end."""
+    if connection.info.pipeline_status is not psycopg.pq.PipelineStatus.OFF:
+        connection.pgconn.send_flush_request()
+        while connection.pgconn.flush():
+            pass
+    waits = "SELECT wait_event = 'ClientRead' FROM pg_stat_activity WHERE pid = %s"
+    with psycopg.connect(connection.info.dsn, autocommit=True) as other:
+        ask = psycopg.ClientCursor(other)
+        while not psycopg.ClientCursor.execute(ask, waits, [connection.info.backend_pid]).fetchone()[0]:  # type: ignore[index]
+            pass
 
-    def committing(self: SqlStore, lease_id: str, transitions: Sequence[Transition]) -> list[CommitOutcome]:
-        outcomes = commit(self, lease_id, transitions)
-        doom.moment("committed")
-        return outcomes
 
-    SqlStore.commit = committing  # type: ignore[method-assign]
+def child(reference: str, input: str, run_id: str, url: str, ledger: str, trace: str) -> None:
+    doom = Doom(trace)
+    sa.event.listen(sa.Engine, "connect", doom.follow_sqlite)
+    doom.follow_postgres()
+    doom.follow_mysql()
+    doom.follow_commits()
     arrived: list[Message] = []
     receive = InProcessBroker.receive
 
@@ -73,37 +117,26 @@ def child(reference: str, input: str, run_id: str, directory: Path, number: int)
         return [arrived.pop(0)] if arrived else []
 
     InProcessBroker.receive = receive_one  # type: ignore[method-assign]
-    os.environ["LEDGER"] = str(directory / f"{number}.ledger")
-    shutil.copy(directory / "empty.db", directory / f"{number}.db")
-    with Engine(load_graph(reference), f"sqlite:///{directory}/{number}.db") as engine:
+    os.environ["LEDGER"] = ledger
+    with Engine(load_graph(reference), url) as engine:
         engine.invoke(json.loads(input), run_id=run_id)
 
 
-def main(reference: str, input: str, run_id: str, directory: str) -> None:
+def main(reference: str, input: str, run_id: str) -> None:
     load_graph(reference)
-    endings = 0
-    for number in itertools.count(1, AT_ONCE):
-        pids = [start(reference, input, run_id, Path(directory), number + more) for more in range(AT_ONCE)]
-        for pid in pids:
-            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-            endings += status == 0
-            if status not in (0, -signal.SIGKILL):
-                sys.exit(status)
-        if endings >= ENDINGS:
-            return
-
-
-def start(reference: str, input: str, run_id: str, directory: Path, number: int) -> int:
-    """The process id of a child. The parent has no threads, so forking is safe; a new interpreter would take longer."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        child(reference, input, run_id, directory, number)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        os._exit(1)
-    os._exit(0)
+    for line in sys.stdin:
+        crash_at, *place = line.split()
+        pid = os.fork()  # The parent has no threads and no connections; a new interpreter would take longer.
+        if not pid:
+            os.environ["CRASH_AT"] = crash_at
+            try:
+                child(reference, input, run_id, *place)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+                os._exit(1)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        print(status, flush=True)  # noqa: T201 # The answer.
 
 
 if __name__ == "__main__":
