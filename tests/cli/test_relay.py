@@ -110,6 +110,21 @@ def test_a_relay_publishes_what_runs_have_emitted(emitting: Cli, serve: Callable
     until(lambda: noted(emitting)[6:] == events_of("two"))
 
 
+def test_all_parked_runs_are_tried_again_after_an_outage(emitting: Cli, serve: Callable[..., subprocess.Popen[str]]) -> None:
+    # given a sink that has refused the events of several runs
+    (emitting.folder / "refuse").touch()
+    for run_id in ("one", "two", "three"):
+        assert emitting("run", "emitting.py:graph", "--run-id", run_id).returncode == 0
+    serve("relay", "--sink", "notes=emitting.py:notes")
+    until(lambda: len(listed(emitting, "--parked")["waiting"]) == 3)
+    # when it is well again, and somebody says so, then all of them go on
+    (emitting.folder / "refuse").unlink()
+    done = emitting("outbox", "--sink", "notes", "--retry-all")
+    assert (done.returncode, done.stderr) == (0, "3 runs are tried again\n")
+    until(lambda: sorted(noted(emitting)) == sorted(events_of("one") + events_of("two") + events_of("three")))
+    assert emitting("outbox", "--sink", "notes", "--retry-all").stderr == "0 runs are tried again\n"
+
+
 def test_a_new_sink_may_leave_out_what_is_stored(emitting: Cli, serve: Callable[..., subprocess.Popen[str]]) -> None:
     assert emitting("run", "emitting.py:graph", "--run-id", "old").returncode == 0
     serve("relay", "--sink", "emitting.py:notes", "--only-new")

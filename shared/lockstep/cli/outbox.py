@@ -26,6 +26,7 @@ from lockstep.store import open_store
 @click.option("--replay", metavar="RUN_ID", help="Publish the events of a run once more.")
 @click.option("--from", "sequence", default=0, type=click.IntRange(min=0), help="With --replay: from this sequence on.")
 @click.option("--retry", metavar="RUN_ID", help="Try the event of a parked run again, now.")
+@click.option("--retry-all", is_flag=True, help="Try the events of all parked runs again, now.")
 @click.option("--skip", metavar="RUN_ID", help="Go on with the event after the one that a parked run is held up by.")
 @click.option("--remove", is_flag=True, help="Forget the sink, and all that it has not got.")
 @click.option("--parked", is_flag=True, help="List only runs that are parked.")
@@ -37,6 +38,7 @@ def outbox(
     replay: str | None,
     sequence: int,
     retry: str | None,
+    retry_all: bool,
     skip: str | None,
     remove: bool,
     parked: bool,
@@ -45,13 +47,16 @@ def outbox(
     as_json: bool,
 ) -> None:
     """List the events that wait for sinks; replay, retry or skip those of a run, or remove a sink."""
-    asked = [name for name, value in (("replay", replay), ("retry", retry), ("skip", skip), ("remove", remove)) if value]
+    wishes = {"replay": replay, "retry": retry, "retry-all": retry_all, "skip": skip, "remove": remove}
+    asked = [name for name, value in wishes.items() if value]
     if len(asked) > 1:
         raise ConfigurationError(f"--{asked[0]} and --{asked[1]} are two wishes; one at a time", option=asked[1])
     if asked and sink is None:
         raise ConfigurationError(f"--{asked[0]} needs --sink NAME; `lockstep outbox` lists the sinks", option="sink")
     with closing(open_store(read_settings(store=store).store_url, create=False)) as opened:
-        if asked and sink is not None:
+        if retry_all and sink is not None:
+            click.echo(f"{_retry_all(opened.outbox, sink)} runs are tried again", err=True)
+        elif asked and sink is not None:
             _carry_out(opened.outbox, sink, replay, sequence, retry, skip)
         else:
             _list(opened.outbox.backlogs(), opened.outbox.waiting(sink, parked=parked, limit=limit), as_json)
@@ -70,6 +75,16 @@ def _carry_out(outbox: Outbox, sink: str, replay: str | None, sequence: int, ret
         raise ConfigurationError(
             f"nothing to do for sink {sink!r}: {what}; `lockstep outbox` lists what there is", option="sink"
         )
+
+
+def _retry_all(outbox: Outbox, sink: str) -> int:
+    """Try all runs again that are parked now; how many. One that is parked anew meanwhile stays."""
+    tried: set[str] = set()
+    while more := [run.run_id for run in outbox.waiting(sink, parked=True, limit=len(tried) + 100) if run.run_id not in tried]:
+        for run_id in more:
+            outbox.unpark(sink, run_id)
+        tried.update(more)
+    return len(tried)
 
 
 def _list(backlogs: list[Backlog], waiting: list[WaitingRun], as_json: bool) -> None:
