@@ -13,6 +13,7 @@ from lockstep.records import (
     Backlog,
     Command,
     CommitOutcome,
+    Defect,
     Event,
     JournalRow,
     Message,
@@ -65,6 +66,9 @@ class Reader(Protocol):
 
     def graphs(self) -> list[str]:
         """The graphs of which there are runs, ascending."""
+
+    def defects(self) -> list[Defect]:
+        """What is wrong between the rows of different runs and tables, see `lockstep.fsck`; at most some of each kind."""
 
     def loaded_graphs(self) -> dict[str, str]:
         """The graphs that coordinators have loaded: the hash of the version loaded last, by name."""

@@ -165,6 +165,14 @@ class Pruned(msgspec.Struct, frozen=True):
     last: tuple[int, str] | None = None
 
 
+class Defect(msgspec.Struct, frozen=True):
+    """Something that must not be: of which run, what, and what to do about it."""
+
+    run_id: str
+    what: str
+    remedy: str
+
+
 class PublishedEvent(msgspec.Struct, frozen=True, kw_only=True):
     """An event as a sink gets it. `committed_at` is when its step was committed, in milliseconds by the database's clock."""
 

@@ -282,6 +282,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
         lambda lines: of_kind(lines, "step").update(frontier=of_kind(lines, "step", 9)["frontier"]),
         "is of an item that there is not",
     ),
+    "a result too few": (
+        lambda lines: lines.remove(of_kind(lines, "journal")),
+        "the step of step 6 was stored without the results of all its items",
+    ),
     "no frontier": (lambda lines: of_kind(lines, "step").update(frontier={}), "cannot be read"),
     "a step too few": (lambda lines: lines.remove(of_kind(lines, "step")), "step 5 is out of order"),
     "a step too many": (lambda lines: lines.append(of_kind(lines, "step", -1)), "is out of order"),

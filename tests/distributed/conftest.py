@@ -22,6 +22,7 @@ from tests.servers import POSTGRES, Database, RedisServer
 from lockstep import Client, Engine, Run
 from lockstep.broker.names import Names
 from lockstep.cli.load import load_graph
+from lockstep.fsck import check_store
 from lockstep.store import schema
 
 PATIENCE_SECONDS = 60.0
@@ -258,6 +259,8 @@ class Cluster:
                 process.send_signal(signal.SIGTERM)
             for process in alive:
                 assert process.wait(PATIENCE_SECONDS) == 0, self.said()
+            # Whatever a test has done to the processes, what is stored must hold together.
+            assert list(check_store(self.client.reader)) == []
         finally:
             for process in alive:
                 process.kill()

@@ -26,6 +26,7 @@ from lockstep import START, Context, Engine, Graph, LockstepError, RetryPolicy
 from lockstep.cli.load import load_graph
 from lockstep.core.frontier import decode_frontier
 from lockstep.core.records import Failure, Write
+from lockstep.fsck import check_store
 from lockstep.ports import Store
 from lockstep.records import Event, TaskResult
 from lockstep.store import open_store
@@ -142,6 +143,8 @@ def recovers(undisturbed: Ended, ledger_graph: Graph, monkeypatch: pytest.Monkey
             assert [run.run_id for run in engine.recover()] == unfinished
             engine.submit(INPUT, run_id=RUN_ID)
             recovered = ended(engine, left.ledger)
+
+        assert list(check_store(store, [RUN_ID])) == []
 
         # then the run is the undisturbed one, step by step and event by event
         assert recovered == undisturbed

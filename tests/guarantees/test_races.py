@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from lockstep import END, START, Context, Engine, Graph, Send
+from lockstep.fsck import check_store
 from lockstep.records import AlreadyCommitted, CommitOutcome, Committed, NewRun, Superseded, Transition
 from lockstep.store import open_store
 from lockstep.store.sql import SqlStore
@@ -142,6 +143,7 @@ def test_a_thousand_executions_that_coordinators_race_for_commit_each_step_once(
         assert count("SELECT count(*) FROM journal WHERE kind = 'done'") == EXECUTIONS * ITEMS
         assert count("SELECT count(*) FROM outbox") == EXECUTIONS * ITEMS
         assert count("SELECT sum(version) FROM runs") == steps
+    assert list(check_store(store)) == []
     # and each run is the undisturbed one, step by step
     for number, row in enumerate(store.find_runs(limit=EXECUTIONS)):
         state_hash, step_hashes = undisturbed[number % INPUTS]

@@ -18,6 +18,7 @@ import pytest
 
 from lockstep import Engine
 from lockstep.cli.load import load_graph
+from lockstep.fsck import check_store
 from lockstep.store import open_store
 
 NAMES = ["north", "east", "south", "west"]
@@ -174,6 +175,8 @@ def test_four_processes_write_and_four_read_one_file(program: Callable[[str], Pa
     # and all that was written is there, whole
     assert file.rows("SELECT count(*) FROM runs") == [(sum(written),)]
     file.assert_whole()
+    with closing(open_store(file.url)) as store:
+        assert list(check_store(store)) == []
 
 
 def test_engines_that_come_and_go_on_one_file_disturb_nobody(flows: Any, file: File) -> None:

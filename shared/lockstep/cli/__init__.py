@@ -27,6 +27,7 @@ COMMANDS = {
     "cancel": "lockstep.cli.submit",
     "outbox": "lockstep.cli.outbox",
     "migrate": "lockstep.cli.migrate",
+    "fsck": "lockstep.cli.fsck",
     "prune": "lockstep.cli.prune",
     "export": "lockstep.cli.archive",
     "import": "lockstep.cli.archive",

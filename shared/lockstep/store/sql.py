@@ -12,6 +12,7 @@ from lockstep.errors import RunNotFoundError, StoreUnavailableError
 from lockstep.records import Command, CommitOutcome, NewRun, Submitted, Transition, Work
 from lockstep.store import schema
 from lockstep.store.access import Access, repeatable
+from lockstep.store.checking import SqlChecking
 from lockstep.store.commit import GroupCommits
 from lockstep.store.database import open_database
 from lockstep.store.insertion import insert_runs
@@ -24,7 +25,7 @@ from lockstep.store.reading import IN_LIST, SqlReader, chunks, rows_of, run_row
 from lockstep.store.restoring import SqlRestoring
 
 
-class SqlStore(SqlJoining, SqlLeases, SqlPruning, SqlRestoring, SqlReader):
+class SqlStore(SqlChecking, SqlJoining, SqlLeases, SqlPruning, SqlRestoring, SqlReader):
     """A `Store` in a SQL database."""
 
     def __init__(self, url: str, *, create: bool = True) -> None:
