@@ -25,6 +25,8 @@ class Counts(msgspec.Struct):
 
     backpressure_events: int = 0
     """Items that found their queue full; each counts once, however long it waits."""
+    quarantined: int = 0
+    """Messages that could not be used."""
     dropped_results: int = 0
     """Results that came too late to matter: of a run that had ended, or of an item that had one."""
 

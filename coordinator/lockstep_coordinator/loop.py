@@ -31,12 +31,13 @@ from lockstep.records import (
     Superseded,
     TaskResult,
     Transition,
+    Unreadable,
     Wake,
 )
 from lockstep_coordinator.dispatch import Counts, Dispatcher
 from lockstep_coordinator.lease import is_dead
 from lockstep_coordinator.recovery import load
-from lockstep_coordinator.run import ActiveRun, Retry, Verdict
+from lockstep_coordinator.run import ActiveRun, Retry, Unusable, Verdict
 
 A = TypeVar("A", TaskResult, HandedBack, Outstanding)
 
@@ -157,6 +158,8 @@ class Coordinator:
                     self._answered(message, ActiveRun.absorb)
                 case HandedBack():
                     self._answered(message, ActiveRun.take_again)
+                case Unreadable():
+                    self.counts.quarantined += 1
                 case Wake():
                     self._take_arrivals()
                     look = look or message.look or self._commands_sent.is_set()
@@ -179,10 +182,16 @@ class Coordinator:
                     self._answered(message, ActiveRun.absorb)
             self._commit()
 
-    def _answered(self, answer: A, take_in: Callable[[ActiveRun, A], Retry | Verdict]) -> None:
+    def _answered(self, answer: A, take_in: Callable[[ActiveRun, A], Retry | Verdict | Unusable]) -> None:
         """Let the run take in what became of one of its tasks."""
         run = self._runs.get(answer.run_id)
         verdict = take_in(run, answer) if run is not None else Verdict.DROPPED
+        if run is not None and isinstance(verdict, Unusable):
+            assert isinstance(answer, TaskResult)
+            self.counts.quarantined += 1
+            self._broker.set_aside(run.row.partition_id, answer, verdict.reason)
+            # As if it had got lost on its way: the task is handed out again, not for ever.
+            verdict = run.lose(Outstanding(run_id=run.run_id, path=answer.path, delivery=answer.delivery))
         if run is None or verdict is Verdict.DROPPED:
             self.counts.dropped_results += 1
             return

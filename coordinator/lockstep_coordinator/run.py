@@ -65,6 +65,12 @@ class Verdict(Enum):
     DROPPED = "dropped"
 
 
+class Unusable(msgspec.Struct, frozen=True):
+    """A result that no worker of ours can have sent."""
+
+    reason: str
+
+
 class ActiveRun:
     """A run that this coordinator owns. `state` and `frontier` are S(k-1) and F(k) of the step under way, `step_id` is k-1."""
 
@@ -171,20 +177,32 @@ class ActiveRun:
         self._deliveries[item.path] -= 1
         self.ready.setdefault(self.graph.nodes[item.node_id].queue, deque()).appendleft(item)
 
-    def absorb(self, result: TaskResult) -> Retry | Verdict:
-        """Take in a result: the first `done` of an item wins, failures count from the current delivery; the rest is dropped."""
+    def absorb(self, result: TaskResult) -> Retry | Verdict | Unusable:
+        """Take in a result: the first `done` of an item wins, failures count from the current delivery; the rest is dropped.
+
+        Of one that is unusable, nothing is taken in.
+        """
         item = self._items.get(result.path)
         if item is None or result.path in self._outcomes or self.row.status is not RunStatus.RUNNING:
             return Verdict.DROPPED
         if result.outcome is not None:
+            if len(result.outcome) > self.options.max_payload_bytes:
+                return Unusable(f"it takes {len(result.outcome)} bytes, more than max_payload_bytes")
+            try:
+                outcome, events = decode_outcome(result.outcome)
+            except ValueError as error:
+                return Unusable(f"its outcome cannot be read: {error}")
             self._end_flight(item)
             self._pausing.discard(result.path)
             self._dead.pop(result.path, None)
-            self._outcomes[result.path], self._events[result.path] = decode_outcome(result.outcome)
+            self._outcomes[result.path], self._events[result.path] = outcome, events
             self._note(item, "done", 0, result.outcome, result)
             return Verdict.TAKEN
         if result.failure is None or not self._is_current(result.path, result.delivery):
             return Verdict.DROPPED
+        said = result.failure.error
+        if not (isinstance(said.get("type"), str) and isinstance(said.get("message"), str)):
+            return Unusable("its failure has no type and message")
         self._end_flight(item)
         self._deliveries[item.path] = result.delivery
         return self._absorb_failure(item, result.failure, result)

@@ -29,6 +29,7 @@ from lockstep.records import (
     StoredRow,
     Submitted,
     Task,
+    TaskResult,
     Transition,
     WaitingRun,
     Work,
@@ -244,6 +245,9 @@ class Broker(Protocol):
 
     def lost(self) -> list[Outstanding]:
         """The tasks offered here, or outstanding, that are nowhere any more; call it about once a second."""
+
+    def set_aside(self, partition_id: str, result: TaskResult, reason: str) -> None:
+        """Keep a result for a partition that cannot be used, for people to look at."""
 
     def withdraw(self, run_id: str) -> list[bytes]:
         """Take a run's tasks out of the queues, and return their paths; those that a worker has taken go on."""

@@ -365,6 +365,10 @@ class Wake(msgspec.Struct, frozen=True):
     look: bool = False
 
 
+class Unreadable(msgspec.Struct, frozen=True):
+    """Something arrived that nobody can read; the broker has kept it aside."""
+
+
 class Outstanding(msgspec.Struct, frozen=True, kw_only=True):
     """A task that was handed out and is not answered. `forgotten` says that it got lost with the memory of the broker."""
 
@@ -374,4 +378,4 @@ class Outstanding(msgspec.Struct, frozen=True, kw_only=True):
     forgotten: bool = False
 
 
-Message = TaskResult | HandedBack | Wake
+Message = TaskResult | HandedBack | Wake | Unreadable

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 from lockstep.core.canonical import MAX_DEPTH, canonical_bytes
 from lockstep.core.records import Failure, Finished, Route, Write
+from lockstep.errors import StateError
 from lockstep.records import HandedBack, Task, TaskResult
 
 T = TypeVar("T")
+
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+"""A number that JSON's readers agree about."""
 
 EmittedEvent = tuple[str, Any]
 """The type and the JSON data of an event."""
@@ -37,10 +41,16 @@ def encode_outcome(writes: Sequence[Write], routes: Sequence[Route], events: Seq
 
 
 def decode_outcome(data: bytes) -> tuple[Finished, list[EmittedEvent]]:
-    """The inverse of `encode_outcome`."""
+    """The inverse of `encode_outcome`. Raises ValueError for anything else."""
     record = _decoded(_OUTCOME, data)
-    routes = tuple([Route(node_id, canonical_bytes(payload[0]) if payload else None) for node_id, *payload in record.routes])
-    return Finished(tuple([Write(*write) for write in record.writes]), routes), record.events
+    try:
+        routes = tuple([Route(name, canonical_bytes(payload[0]) if payload else None) for name, *payload in record.routes])
+        writes = tuple([Write(*write) for write in record.writes])
+    except (TypeError, ValueError, StateError) as error:
+        raise ValueError(f"its writes or routes are none: {error}") from None
+    if not all([isinstance(write.field, str) for write in writes] + [isinstance(route.node_id, str) for route in routes]):
+        raise ValueError("it names a field or node by something else than text")
+    return Finished(writes, routes), record.events
 
 
 class _Outcome(msgspec.Struct):
@@ -152,11 +162,11 @@ class ResultMessage(msgspec.Struct, frozen=True, omit_defaults=True):
 
     run_id: str
     path: bytes
-    delivery: int
+    delivery: Count
     outcome: Raw | UnsetType = UNSET
     failure: Failure | None = None
     handed_back: str | None = None
-    started_at: int = 0
+    started_at: Count = 0
     latency_ms: float = 0.0
     worker: str = ""
 

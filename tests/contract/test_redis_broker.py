@@ -40,10 +40,11 @@ from tests.servers import RedisServer, free_port
 from lockstep.broker.announce import MAX_WAITING, Announcer
 from lockstep.broker.names import EXECUTION
 from lockstep.broker.presence import PRESENCE_TTL_SECONDS, read_presence
+from lockstep.broker.quarantine import KEPT_SECONDS, Quarantine
 from lockstep.broker.redis import BATCH_TASKS, SHORT_NODE_MS, STATE_INLINE_BYTES, RedisBroker
 from lockstep.broker.scripts import ENQUEUE
 from lockstep.errors import BrokerUnavailableError, ConfigurationError
-from lockstep.records import HandedBack, Outstanding, Task, Wake
+from lockstep.records import HandedBack, Outstanding, Task, Unreadable, Wake
 from lockstep.wire import JOB_HEAD, JOB_TAIL
 
 LONG_SECONDS = 600.0
@@ -814,7 +815,14 @@ GARBAGE = [
 ]
 
 
-def test_results_that_cannot_be_read_are_dropped_and_stop_nothing(world: RedisWorld, broker: RedisBroker) -> None:
+def kept_aside(world: RedisWorld) -> list[tuple[str, str, bytes]]:
+    """What is in quarantine: what kind of message, where it came from, and what it says."""
+    entries = Quarantine(world.redis, world.names).entries(100)
+    assert all(entry.reason for entry in entries)
+    return [(entry.kind, entry.place, entry.data) for entry in entries]
+
+
+def test_results_that_cannot_be_read_are_kept_aside_and_stop_nothing(world: RedisWorld, broker: RedisBroker) -> None:
     # given results between which there is all kinds of garbage
     worker, done = world.worker(), tasks("a", len(GARBAGE) + 1)
     worker.send(result(done[0]))
@@ -824,15 +832,42 @@ def test_results_that_cannot_be_read_are_dropped_and_stop_nothing(world: RedisWo
     # when they are received
     with capture_logs() as logs:
         messages = broker.receive(LONG_SECONDS)
-    # then the results arrive, in order, and each piece of garbage is logged
-    assert messages == [result(one) for one in done]
-    assert [(entry["log_level"], entry["data"]) for entry in logs] == [("error", garbage) for garbage in GARBAGE]
+    # then the results arrive, in order, and between them that there was something else
+    assert messages == [result(done[0]), *[message for one in done[1:] for message in (Unreadable(), result(one))]]
+    # and each piece of garbage is logged, and kept aside
+    assert [entry["log_level"] for entry in logs] == ["error"] * len(GARBAGE)
+    assert kept_aside(world) == [("result", "p", garbage) for garbage in GARBAGE]
     # and gone with the others
     broker.acknowledge()
     assert world.entries() == 0
 
 
-def test_jobs_that_cannot_be_read_are_dropped_and_stop_nothing(world: RedisWorld, broker: RedisBroker) -> None:
+def test_what_is_kept_aside_is_bounded(world: RedisWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given room for three messages of ten bytes
+    monkeypatch.setattr("lockstep.broker.quarantine.MAX_ENTRIES", 3)
+    monkeypatch.setattr("lockstep.broker.quarantine.MAX_DATA_BYTES", 10)
+    quarantine = Quarantine(world.redis, world.names)
+    for number in range(5):
+        quarantine.add("result", "p", "why", b"%d" % number * 20)
+    # then the newest are there, of each the beginning; and all of it has an end
+    entries = quarantine.entries(100)
+    assert [(entry.data, entry.size, entry.is_whole) for entry in entries] == [(b"%d" % n * 10, 20, False) for n in (2, 3, 4)]
+    assert 0 < int(world.redis.ttl(world.names.quarantine)) <= KEPT_SECONDS  # type: ignore[arg-type]
+    assert quarantine.drop(entries[0].entry_id) and not quarantine.drop(entries[0].entry_id)
+    assert quarantine.entry(entries[0].entry_id) is None and quarantine.entry(entries[1].entry_id) == entries[1]
+
+
+def test_a_result_that_was_kept_aside_can_be_sent_again(world: RedisWorld, broker: RedisBroker) -> None:
+    # given a result that a coordinator could not use
+    broker.set_aside("p", result(task("a")), "too large")
+    [entry] = Quarantine(world.redis, world.names).entries(1)
+    # when it is sent again, then it arrives as it was
+    Quarantine(world.redis, world.names).retry(entry)
+    assert broker.receive(LONG_SECONDS) == [result(task("a"))]
+    assert kept_aside(world) == []
+
+
+def test_jobs_that_cannot_be_read_are_kept_aside_and_stop_nothing(world: RedisWorld, broker: RedisBroker) -> None:
     # given jobs of others between two of ours: pickled, for another function, garbage, without a hash, of another type
     data = [
         pickle.dumps(("os.system", None, ("true",), {})),
@@ -852,7 +887,9 @@ def test_jobs_that_cannot_be_read_are_dropped_and_stop_nothing(world: RedisWorld
         jobs = worker.claim(100)
     # then it gets ours, and says which it could not read
     assert names_of(one for job in jobs for one in job.tasks) == ["a", "b"]
-    assert [(entry["log_level"], entry["job_id"]) for entry in logs] == [("error", f"other-{n}") for n in range(len(data))]
+    assert [entry["log_level"] for entry in logs] == ["error"] * len(data)
+    assert kept_aside(world) == [("task", "default", one) for one in data]
+    assert worker.link.quarantined == len(data)
     # and nothing is left of the others
     assert set(read_presence(world.redis, world.names).jobs) == {job.job_id for job in jobs}
     assert not world.redis.exists(world.names.queue("default"), *[world.names.job(f"other-{n}") for n in (0, 1, 2, 3, "type")])

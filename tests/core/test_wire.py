@@ -216,7 +216,7 @@ some_results = st.builds(
     delivery=counts,
     outcome=st.none() | canonical,
     failure=st.none() | failures,
-    started_at=st.integers(0, INT_MAX),
+    started_at=st.integers(0, 2**53),
     latency_ms=st.floats(0, 1e12),
     worker=texts,
 )

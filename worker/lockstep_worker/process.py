@@ -27,7 +27,7 @@ from lockstep.broker.connection import check_server, connect
 from lockstep.broker.presence import WorkerInfo
 from lockstep.broker.worker import ClaimedJob, WorkerLink
 from lockstep.graph import CompiledGraph
-from lockstep.records import HandedBack, TaskResult
+from lockstep.records import HandedBack, Task, TaskResult
 from lockstep_worker.claims import Claims
 from lockstep_worker.executor import Executor
 from lockstep_worker.sender import Outgoing, ResultSender
@@ -129,11 +129,17 @@ class WorkerProcess:
         log.info("stopping", signal=signal.Signals(number).name, worker=self.info.name)
         self.stopping = True
 
+    def _knows(self, task: Task) -> bool:
+        graph = self._graphs.get(task.graph_hash)
+        return graph is not None and task.node_id in graph.nodes
+
     def start(self, jobs: Sequence[ClaimedJob]) -> None:
         """Execute the tasks of jobs that this process has claimed."""
         for job in jobs:
-            unknown = [task for task in job.tasks if task.graph_hash not in self._graphs]
-            strange = [task.handed_back(f"no graph {task.graph_hash} on {self.info.name}") for task in unknown]
+            unknown = [task for task in job.tasks if not self._knows(task)]
+            strange = [
+                task.handed_back(f"no {task.node_id} of graph {task.graph_hash} on {self.info.name}") for task in unknown
+            ]
             refused = [*job.refused, *strange]
             self.claims.add(job, refused)
             for answer in refused:

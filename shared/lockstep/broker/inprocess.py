@@ -89,6 +89,9 @@ class InProcessBroker:
     def forget(self, run_id: str) -> None:
         """Nothing: tasks are not followed."""
 
+    def set_aside(self, partition_id: str, result: TaskResult, reason: str) -> None:
+        raise AssertionError(f"a result of this very process cannot be used: {reason}")
+
     def withdraw(self, run_id: str) -> list[bytes]:
         with self._lock:
             withdrawn = [task for task in self._waiting if task.run_id == run_id]

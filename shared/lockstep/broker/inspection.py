@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import msgspec
 
 from lockstep.broker.connection import connect, translated
 from lockstep.broker.names import Names
-from lockstep.broker.presence import WorkerInfo, read_presence
+from lockstep.broker.presence import WorkerInfo, read_presence, tasks_of
 
 
 class Whereabouts(msgspec.Struct, frozen=True):
@@ -33,9 +32,9 @@ def whereabouts(url: str, namespace: str) -> Whereabouts:
     finally:
         client.close()
     claimed = {
-        (run_id, path): presence.claimed_by[job_id]
+        (run_id, path.hex()): presence.claimed_by[job_id]
         for job_id, tasks in presence.tasks.items()
-        for run_id, path, _ in json.loads(tasks)
+        for run_id, path, _ in tasks_of(tasks)
     }
     return Whereabouts(presence.workers, suspended, queued, claimed)
 
@@ -48,5 +47,5 @@ def _queued(client: Any, names: Names) -> dict[tuple[str, str], str]:
         for job_id in client.lrange(names.queue(queue), 0, -1):
             pipe.hget(names.job(job_id.decode()), "tasks")
         for tasks in pipe.execute():
-            found.update({(run_id, path): queue for run_id, path, _ in json.loads(tasks or b"[]")})
+            found.update({(run_id, path.hex()): queue for run_id, path, _ in tasks_of(tasks)})
     return found

@@ -30,6 +30,8 @@ class Names:
         self.beats = f"{namespace}:beats"
         self.epochs = f"{namespace}:epochs"
         self.events = f"{namespace}:events"
+        self.quarantine = f"{namespace}:quarantine"
+        """A stream of messages that cannot be used; bounded, and it has a TTL."""
 
     def job(self, job_id: str) -> str:
         """RQ's hash of a job: made by the coordinator, deleted by the claim, or by its TTL."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ PRESENCE_TTL_SECONDS = 60
 """How long the keys of a silent worker stay."""
 
 
+_TASKS = msgspec.json.Decoder(list[tuple[str, str, int]])
 _CLAIM = msgspec.json.Decoder(tuple[str, msgspec.Raw])
 """A claim as the claim script writes it: the job's queue, and what it is for."""
 
@@ -52,6 +54,14 @@ class Presence(msgspec.Struct):
         return sum(worker.slots for worker in self.workers if queue in worker.queues)
 
 
+def tasks_of(described: bytes | None) -> list[tuple[str, bytes, int]]:
+    """The tasks that a job is for: run, path and delivery of each. None if that cannot be read: then they will be missed."""
+    try:
+        return [(run_id, bytes.fromhex(path), delivery) for run_id, path, delivery in _TASKS.decode(described or b"[]")]
+    except ValueError:
+        return []
+
+
 def read_presence(client: redis.Redis, names: Names) -> Presence:
     """The workers of a namespace, as two exchanges with the server find them. Clears away what dead ones leave behind."""
     beats: Any = client.zrange(names.beats, 0, -1, withscores=True)
@@ -68,9 +78,14 @@ def read_presence(client: redis.Redis, names: Names) -> Presence:
     for (name, beat), info, claims in zip(beats, answers[::2], answers[1::2], strict=True):
         alive = now - beat <= BEAT_SECONDS * BEATS_TO_MISS * 1000
         if alive and info is not None:
-            presence.workers.append(msgspec.json.decode(info, type=WorkerInfo))
+            # One that cannot be read is no worker of ours.
+            with suppress(ValueError):
+                presence.workers.append(msgspec.json.decode(info, type=WorkerInfo))
         for job_id, claim in claims.items():
-            queue, tasks = _CLAIM.decode(claim)
+            try:
+                queue, tasks = _CLAIM.decode(claim)
+            except ValueError:
+                queue, tasks = "", msgspec.Raw(b"[]")
             if alive:
                 presence.tasks[job_id.decode()] = bytes(tasks)
                 presence.claimed_by[job_id.decode()] = name.decode()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import threading
 import time
 import uuid
@@ -23,10 +22,11 @@ from redis.exceptions import OutOfMemoryError, RedisError
 
 from lockstep.broker.connection import check_server, connect, translated
 from lockstep.broker.names import Names, rq_now
-from lockstep.broker.presence import BEAT_SECONDS, Presence, read_presence
+from lockstep.broker.presence import BEAT_SECONDS, Presence, read_presence, tasks_of
+from lockstep.broker.quarantine import Quarantine
 from lockstep.broker.scripts import ACKNOWLEDGE, ENQUEUE, MARK, OWN, RECOUNT
-from lockstep.records import HandedBack, Message, Outstanding, Task, TaskResult, Wake
-from lockstep.wire import JOB_HEAD, JOB_TAIL, decode_results, encode_task
+from lockstep.records import HandedBack, Message, Outstanding, Task, TaskResult, Unreadable, Wake
+from lockstep.wire import JOB_HEAD, JOB_TAIL, decode_results, encode_results, encode_task
 
 BATCH_TASKS = 64
 """Tasks in one job, at most."""
@@ -82,6 +82,7 @@ class RedisBroker:
         self._queue_depth = queue_depth
         self._redis = connect(url)
         check_server(self._redis, url)
+        self._quarantine = Quarantine(self._redis, self._names)
         self._incarnation = uuid.uuid4().hex
         self._batches = itertools.count(1)
         self._owned: dict[str, int] = {}
@@ -236,20 +237,21 @@ class RedisBroker:
         for stream, entries in streams_read:
             partition_id = stream.decode()[prefix:]
             for entry_id, fields in entries:
+                messages += self._decoded(partition_id, fields)
                 self._positions[partition_id] = entry_id
                 self._read[partition_id].append(entry_id)
-                messages += self._decoded(fields)
         return messages
 
-    def _decoded(self, fields: Mapping[bytes, bytes]) -> list[Message]:
+    def _decoded(self, partition_id: str, fields: Mapping[bytes, bytes]) -> list[Message]:
         data = fields.get(b"results")
         if data is None:
             return [Wake(look=True)]
         try:
             results = decode_results(data)
         except ValueError as error:
-            log.error("a result cannot be read; its tasks will be handed out again", error=str(error), data=data[:200])
-            return []
+            with self._translated():
+                self._quarantine.add("result", partition_id, str(error), data)
+            return [Unreadable()]
         for result in results:
             self._settle(result)
         return list(results)
@@ -340,17 +342,21 @@ class RedisBroker:
         found: dict[tuple[str, bytes], Outstanding] = {}
         wanted = set(run_ids)
         for job_id, tasks in [*listed.items(), *self._presence.tasks.items()]:
-            for run_id, path, delivery in json.loads(tasks or b"[]"):
-                key = (run_id, bytes.fromhex(path))
+            for run_id, path, delivery in tasks_of(tasks):
+                key = (run_id, path)
                 if run_id in wanted and (key not in found or found[key].delivery < delivery):
-                    found[key] = Outstanding(run_id=run_id, path=key[1], delivery=delivery)
-                    self._dispatched.setdefault(run_id, {})[key[1]] = Dispatched(delivery, job_id, self._marker)
+                    found[key] = Outstanding(run_id=run_id, path=path, delivery=delivery)
+                    self._dispatched.setdefault(run_id, {})[path] = Dispatched(delivery, job_id, self._marker)
         return list(found.values())
 
     def _forget(self, run_id: str, path: bytes) -> None:
         del self._dispatched[run_id][path]
         if not self._dispatched[run_id]:
             del self._dispatched[run_id]
+
+    def set_aside(self, partition_id: str, result: TaskResult, reason: str) -> None:
+        with self._translated():
+            self._quarantine.add("result", partition_id, reason, encode_results([result]))
 
     def withdraw(self, run_id: str) -> list[bytes]:
         return []  # Its queued tasks share jobs with other runs'; workers will answer them, and nobody listens.

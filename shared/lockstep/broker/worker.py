@@ -14,6 +14,7 @@ import structlog
 from lockstep.broker.connection import connect
 from lockstep.broker.names import EXECUTION, Names
 from lockstep.broker.presence import PRESENCE_TTL_SECONDS, WorkerInfo
+from lockstep.broker.quarantine import Quarantine
 from lockstep.broker.scripts import CLAIM
 from lockstep.records import HandedBack, Task, TaskResult
 from lockstep.wire import TaskMessage, decode_job, encode_results
@@ -54,6 +55,9 @@ class WorkerLink:
     def __init__(self, url: str, namespace: str, info: WorkerInfo) -> None:
         self.names = Names(namespace)
         self._redis = connect(url)
+        self._quarantine = Quarantine(self._redis, self.names)
+        self.quarantined = 0
+        """Jobs that nobody can read."""
         self._info = info
         self._queues = deque(info.queues)
         self._states: OrderedDict[str, bytes] = OrderedDict()
@@ -89,7 +93,8 @@ class WorkerLink:
             try:
                 messages = decode_job(data)
             except ValueError as error:
-                log.error("a job cannot be read; it is dropped", job_id=job_id.decode(), error=str(error), data=data[:200])
+                self._quarantine.add("task", queue.decode(), str(error), data)
+                self.quarantined += 1
                 self.release([(job_id.decode(), queue.decode())])
                 continue
             jobs.append(self._with_states(job_id.decode(), queue.decode(), messages))

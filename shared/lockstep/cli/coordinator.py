@@ -74,5 +74,8 @@ def _reading(process: CoordinatorProcess, broker: RedisBroker, graphs: dict[str,
     except BrokerUnavailableError:
         depths = None
     return Reading(
-        queue_depths=depths, inflight_nodes=process.in_flight, backpressure_events=process.counts.backpressure_events
+        queue_depths=depths,
+        inflight_nodes=process.in_flight,
+        backpressure_events=process.counts.backpressure_events,
+        quarantined=process.counts.quarantined,
     )

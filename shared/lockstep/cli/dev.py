@@ -45,6 +45,7 @@ def dev(graphs: tuple[str, ...], concurrency: int, store: str | None, sinks: tup
                 queue_depths={queue: broker.depth(queue) for queue in sorted(queues)},
                 inflight_nodes=process.in_flight,
                 backpressure_events=process.counts.backpressure_events,
+                quarantined=process.counts.quarantined,
             )
 
         names = ", ".join(sorted(graph.name for graph in loaded.values()))

@@ -47,7 +47,12 @@ def worker(graphs: tuple[str, ...], redis: str | None, queues: tuple[str, ...], 
 
     def read() -> Reading:
         running = process.executor.running
-        return Reading(queue_depths=process.queue_depths(), inflight_nodes=running, backpressure_events=0)
+        return Reading(
+            queue_depths=process.queue_depths(),
+            inflight_nodes=running,
+            backpressure_events=0,
+            quarantined=process.link.quarantined,
+        )
 
     port = METRICS_PORT if settings.metrics_port is None else settings.metrics_port
     with MetricsServer(port, Readings(read)):

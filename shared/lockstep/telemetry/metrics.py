@@ -22,6 +22,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     queue_depths: Mapping[str, int] | None
     inflight_nodes: int
     backpressure_events: int
+    quarantined: int
 
 
 class Readings(Collector):
@@ -46,6 +47,9 @@ class Readings(Collector):
         )
         yield CounterMetricFamily(
             "langgraph_backpressure_events", "Items that found their queue full.", reading.backpressure_events
+        )
+        yield CounterMetricFamily(
+            "lockstep_quarantined_messages", "Messages that could not be used, see `lockstep quarantine`.", reading.quarantined
         )
 
 
