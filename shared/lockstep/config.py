@@ -18,6 +18,11 @@ DEFAULT_RETENTION, DEFAULT_RETENTION_SECONDS = "30d", 30 * 86_400.0
 """How long coordinators keep finished runs. Longer than people look back at what went wrong; shorter than it takes most
 databases to fill."""
 
+MAX_KEYS = 2
+"""The one that signs, and during a rotation the one before."""
+
+MIN_KEY_CHARACTERS = 32
+
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -27,7 +32,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     `graphs` are MODULE:NAME references. `namespace` begins the name of every Redis key. `metrics_port` None is the role's own
     port, and 0 none at all. `sinks` are where relays publish events to, see `lockstep.sinks`.
-    `retention` is how long coordinators keep finished runs.
+    `retention` is how long coordinators keep finished runs. `signing_keys` sign what goes over Redis: the first signs, all are
+    accepted.
     """
 
     store_url: str = DEFAULT_STORE_URL
@@ -38,6 +44,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     sinks: tuple[str, ...] = ()
     webhook_secret: str | None = None
     retention: Retentions = Retentions(Retention(max_age_seconds=DEFAULT_RETENTION_SECONDS))
+    signing_keys: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Without secrets: this may end in a log."""
+        hidden = {name: "***" for name in ("webhook_secret", "signing_keys") if getattr(self, name)}
+        urls = {"store_url": masked(self.store_url), "redis_url": masked(self.redis_url or "")}
+        shown = {**msgspec.structs.asdict(self), **urls, **hidden, "sinks": tuple(map(masked, self.sinks))}
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 VARIABLES = {
@@ -49,6 +63,7 @@ VARIABLES = {
     "LOCKSTEP_SINKS": "sinks",
     "LOCKSTEP_WEBHOOK_SECRET": "webhook_secret",
     "LOCKSTEP_RETENTION": "retention",
+    "LOCKSTEP_SIGNING_KEY": "signing_keys",
 }
 """The variables that are read, and the setting that each one gives."""
 
@@ -81,8 +96,21 @@ def read_settings(
         metrics_port=_port(env.get("LOCKSTEP_METRICS_PORT") or None),
         sinks=tuple(sinks) or _listed(env.get("LOCKSTEP_SINKS", "")),
         webhook_secret=env.get("LOCKSTEP_WEBHOOK_SECRET") or None,
+        signing_keys=_signing_keys(env.get("LOCKSTEP_SIGNING_KEY", "")),
         retention=retentions_of(retention or env.get("LOCKSTEP_RETENTION") or DEFAULT_RETENTION),
     )
+
+
+def _signing_keys(text: str) -> tuple[str, ...]:
+    """One key, or two during a rotation. What is said of them does not show them."""
+    keys = _listed(text)
+    if len(keys) > MAX_KEYS or any(len(key) < MIN_KEY_CHARACTERS for key in keys):
+        raise ConfigurationError(
+            f"LOCKSTEP_SIGNING_KEY must be one key of {MIN_KEY_CHARACTERS} characters or more, or NEW,OLD during a rotation; "
+            "make one with: openssl rand -hex 32",
+            option="signing_keys",
+        )
+    return keys
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -106,7 +106,8 @@ class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
-_JOB = msgspec.json.Decoder(tuple[str, None, tuple[list[TaskMessage]], dict[str, Any]])
+_JOB = msgspec.json.Decoder(tuple[str, None, tuple[list[Raw]], dict[str, Any]])
+_TASK = msgspec.json.Decoder(TaskMessage)
 _encode = msgspec.json.Encoder().encode
 
 JOB_FUNCTION = "lockstep_worker.process.execute"
@@ -142,12 +143,17 @@ def encode_task(task: Task, state_sha256: str | None = None) -> bytes:
     )
 
 
-def decode_job(data: bytes) -> list[TaskMessage]:
-    """The tasks in a job's data. Raises ValueError for anything else."""
+def split_job(data: bytes) -> list[bytes]:
+    """The tasks in a job's data, each as `decode_task` takes it. Raises ValueError for anything else."""
     function, _, (tasks,), _ = _decoded(_JOB, data)
     if function != JOB_FUNCTION:
         raise ValueError(f"the job calls {function!r}")
-    return tasks
+    return [bytes(task) for task in tasks]
+
+
+def decode_task(data: bytes) -> TaskMessage:
+    """The inverse of `encode_task`. Raises ValueError for anything else."""
+    return _decoded(_TASK, data)
 
 
 def _decoded(decoder: msgspec.json.Decoder[T], data: bytes) -> T:

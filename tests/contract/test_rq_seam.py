@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 
 import pytest
 from tests.contract.brokers import LARGE_STATE, PATIENCE_SECONDS, RedisWorld, outstanding, task, tasks
+from tests.core.test_wire import decode_job
 from tests.servers import RedisServer
 
-from lockstep.wire import JOB_FUNCTION, decode_job
+from lockstep.wire import JOB_FUNCTION
 
 COMMAND = [sys.executable, "-c", "from lockstep.cli import main; main(prog_name='lockstep')"]
 AUDIT = Path(__file__).parents[2] / "docs" / "examples" / "audit.py"

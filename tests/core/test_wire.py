@@ -19,13 +19,20 @@ from lockstep.wire import (
     JOB_HEAD,
     JOB_TAIL,
     TaskMessage,
-    decode_job,
     decode_outcome,
     decode_results,
+    decode_task,
     encode_outcome,
     encode_results,
     encode_task,
+    split_job,
 )
+
+
+def decode_job(data: bytes) -> list[TaskMessage]:
+    """All tasks of a job."""
+    return [decode_task(task) for task in split_job(data)]
+
 
 # What codecs write differently, or turn into something else.
 AWKWARD = [

@@ -95,3 +95,48 @@ def test_results_that_nobody_can_read_are_kept_aside(cluster: Cluster, ledger: L
     cluster.redis.delete(cluster.names.worker("nobody"), cluster.names.claims("nobody"))
     gate.touch()
     assert_as_embedded(runs)
+
+
+def test_with_a_key_only_what_is_signed_counts(cluster: Cluster, ledger: Ledger, gate: Path) -> None:
+    # given a coordinator and a worker with a key, and runs under way
+    key = {"LOCKSTEP_SIGNING_KEY": "k" * 32}
+    cluster.coordinator(**key)
+    cluster.worker(**key)
+    value = {"width": 6, "ledger": str(ledger), "gate": str(gate)}
+    runs = {cluster.client.submit("fan", value): ("fan", value) for _ in range(3)}
+    large = cluster.client.submit("chain", {"steps": 3, "seen": list(range(5000))})
+    cluster.until(lambda: len(ledger) >= 3, "nodes run")
+    # when somebody without it sends a result that looks right, for an item that runs
+    run = next(iter(runs))
+    row = run.row()
+    [step] = cluster.client.reader.steps(run.run_id, row.step_id, row.step_id)
+    item = decode_frontier(step.frontier, row.step_id).items[0]
+    forged = encode_results([TaskResult(run_id=run.run_id, path=item.path, delivery=1, outcome=b'{"writes":[["n",99]]}')])
+    for fields in ({"results": forged}, {"results": forged, "signed": b"9999999999." + b"0" * 64}):
+        cluster.redis.xadd(cluster.names.results(row.partition_id), fields)
+    cluster.until(lambda: len(kept(cluster)) == 2, "both are kept aside")
+    # then it does not count
+    assert [message["reason"] for message in kept(cluster)] == [
+        "it is not signed",
+        "its signature is not that of a key that is known here",
+    ]
+    gate.touch()
+    assert_as_embedded(runs)
+    assert large.result(60)["n"] == 3
+
+
+def test_a_worker_with_a_key_does_not_execute_what_is_not_signed(cluster: Cluster, ledger: Ledger) -> None:
+    # given a coordinator without a key, and a worker with one
+    cluster.coordinator()
+    cluster.worker(LOCKSTEP_SIGNING_KEY="k" * 32)
+    run = cluster.client.submit("fan", {"width": 2, "ledger": str(ledger)})
+    # then nothing runs, the reason can be seen, and the run ends
+    cluster.until(lambda: run.status == "failed", "the run fails")
+    assert run.row().error is not None and b"PoisonError" in (run.row().error or b"")
+    assert {(message["kind"], message["reason"]) for message in kept(cluster)} == {("task", "it is not signed")}
+    assert len(ledger) == 0
+    # and with the key everywhere, it goes on
+    cluster.terminate(cluster.coordinators[0])
+    cluster.coordinator(LOCKSTEP_SIGNING_KEY="k" * 32)
+    run.retry()
+    run.result(60)

@@ -25,6 +25,7 @@ from rq.worker import BaseWorker, WorkerStatus
 from lockstep.broker.beat import RQ_WORKER_TTL_SECONDS, start_beating
 from lockstep.broker.connection import check_server, connect
 from lockstep.broker.presence import WorkerInfo
+from lockstep.broker.signing import Signer
 from lockstep.broker.worker import ClaimedJob, WorkerLink
 from lockstep.graph import CompiledGraph
 from lockstep.records import HandedBack, Task, TaskResult
@@ -55,7 +56,8 @@ def execute(*_: object) -> None:
 class WorkerProcess:
     """Takes tasks from queues, executes them in its slots, and sends the results; needs Redis and nothing else.
 
-    `graphs` are the graphs it knows, by hash. Raises BrokerUnavailableError or ConfigurationError if Redis can't be used.
+    `graphs` are the graphs it knows, by hash. With `signing_keys`, it takes only signed tasks. Raises BrokerUnavailableError or
+    ConfigurationError if Redis can't be used.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class WorkerProcess:
         queues: Sequence[str],
         slots: int,
         drain_seconds: float,
+        signing_keys: Sequence[str] = (),
     ) -> None:
         name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.info = WorkerInfo(
@@ -79,7 +82,7 @@ class WorkerProcess:
         self._beating: subprocess.Popen[bytes] | None = None
         self.stopping = False
         """Whether a signal has said to stop."""
-        self.link = WorkerLink(url, namespace, self.info)
+        self.link = WorkerLink(url, namespace, self.info, Signer(namespace, signing_keys) if signing_keys else None)
         self._rq_connection = connect(url)
         check_server(self._rq_connection, url)
         self.claims = Claims(lambda: slots - self.executor.running)

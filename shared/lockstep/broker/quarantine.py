@@ -17,6 +17,8 @@ MAX_ENTRIES = 1_000
 MAX_DATA_BYTES = 256 * 1024
 """Of a larger message, the beginning is kept."""
 
+MAX_SIGNATURE_BYTES = 200
+
 KEPT_SECONDS = 7 * 24 * 3600
 """How long after the last one all go."""
 
@@ -36,6 +38,7 @@ class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     at: int
     data: bytes
+    signed: bytes
 
     @property
     def is_whole(self) -> bool:
@@ -50,10 +53,14 @@ class Quarantine:
         self._redis = client
         self._names = names
 
-    def add(self, kind: str, place: str, reason: str, data: bytes) -> None:
-        """Keep a message aside. Where Redis has no memory left, what the log says of it is all that remains."""
+    def add(self, kind: str, place: str, reason: str, data: bytes, signed: bytes = b"") -> None:
+        """Keep a message aside, with the signature that came beside it.
+
+        Where Redis has no memory left, what the log says of it is all that remains.
+        """
         log.error("a message cannot be used; see `lockstep quarantine`", kind=kind, place=place, reason=reason)
         fields: Any = {"kind": kind, "place": place, "reason": reason, "size": len(data), "data": data[:MAX_DATA_BYTES]}
+        fields["signed"] = signed[:MAX_SIGNATURE_BYTES]
         pipe = self._redis.pipeline(transaction=True)
         pipe.xadd(self._names.quarantine, fields, maxlen=MAX_ENTRIES, approximate=False)
         pipe.expire(self._names.quarantine, KEPT_SECONDS)
@@ -79,7 +86,7 @@ class Quarantine:
     def retry(self, result: Quarantined) -> None:
         """Send a result to its partition's owner once more, and forget it here."""
         pipe = self._redis.pipeline(transaction=True)
-        pipe.xadd(self._names.results(result.place), {"results": result.data})
+        pipe.xadd(self._names.results(result.place), {"results": result.data, "signed": result.signed})
         pipe.xdel(self._names.quarantine, result.entry_id)
         pipe.execute()
 
@@ -93,4 +100,5 @@ def _entry(entry_id: str, fields: dict[bytes, bytes]) -> Quarantined:
         size=int(fields[b"size"]),
         at=int(entry_id.partition("-")[0]),
         data=fields[b"data"],
+        signed=fields[b"signed"],
     )

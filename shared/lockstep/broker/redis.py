@@ -25,6 +25,7 @@ from lockstep.broker.names import Names, rq_now
 from lockstep.broker.presence import BEAT_SECONDS, Presence, read_presence, tasks_of
 from lockstep.broker.quarantine import Quarantine
 from lockstep.broker.scripts import ACKNOWLEDGE, ENQUEUE, MARK, OWN, RECOUNT
+from lockstep.broker.signing import Signer
 from lockstep.records import HandedBack, Message, Outstanding, Task, TaskResult, Unreadable, Wake
 from lockstep.wire import JOB_HEAD, JOB_TAIL, decode_results, encode_results, encode_task
 
@@ -74,14 +75,18 @@ class Dispatched(msgspec.Struct):
 
 
 class RedisBroker:
-    """A `Broker` on the Redis at `url`. One thread uses it; `wake` and `depth` may be called from any."""
+    """A `Broker` on the Redis at `url`. One thread uses it; `wake` and `depth` may be called from any.
 
-    def __init__(self, url: str, namespace: str, queue_depth: int) -> None:
+    With a `signer`, it signs its tasks, and takes no result that is not signed.
+    """
+
+    def __init__(self, url: str, namespace: str, queue_depth: int, signer: Signer | None = None) -> None:
         self._url = url
         self._names = Names(namespace)
         self._queue_depth = queue_depth
         self._redis = connect(url)
         check_server(self._redis, url)
+        self._signer = signer
         self._quarantine = Quarantine(self._redis, self._names)
         self._incarnation = uuid.uuid4().hex
         self._batches = itertools.count(1)
@@ -125,7 +130,9 @@ class RedisBroker:
                 encoded: list[bytes | str] = []
                 for task in some:
                     alone = "" if self._travels_in_batch(task) else "1"
-                    encoded += (encode_task(task, digests[task.state]), _identity(task), alone)
+                    body = encode_task(task, digests[task.state])
+                    body = body if self._signer is None else self._signer.sign_task(queue, body)
+                    encoded += (body, _identity(task), alone)
                 self._add_enqueue(pipe, queue, some, encoded)
             answers: list[list[bytes] | None] = self._answers(pipe)[uploads:]
         accepted: dict[str, int] = {}
@@ -247,10 +254,12 @@ class RedisBroker:
         if data is None:
             return [Wake(look=True)]
         try:
+            if self._signer is not None:
+                self._signer.check_results(partition_id, data, fields.get(b"signed"))
             results = decode_results(data)
         except ValueError as error:
             with self._translated():
-                self._quarantine.add("result", partition_id, str(error), data)
+                self._quarantine.add("result", partition_id, str(error), data, fields.get(b"signed", b""))
             return [Unreadable()]
         for result in results:
             self._settle(result)
@@ -355,8 +364,10 @@ class RedisBroker:
             del self._dispatched[run_id]
 
     def set_aside(self, partition_id: str, result: TaskResult, reason: str) -> None:
+        data = encode_results([result])
+        signed = b"" if self._signer is None else self._signer.sign_results(partition_id, data)
         with self._translated():
-            self._quarantine.add("result", partition_id, reason, encode_results([result]))
+            self._quarantine.add("result", partition_id, reason, data, signed)
 
     def withdraw(self, run_id: str) -> list[bytes]:
         return []  # Its queued tasks share jobs with other runs'; workers will answer them, and nobody listens.

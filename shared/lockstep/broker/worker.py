@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import OrderedDict, deque
@@ -16,8 +17,9 @@ from lockstep.broker.names import EXECUTION, Names
 from lockstep.broker.presence import PRESENCE_TTL_SECONDS, WorkerInfo
 from lockstep.broker.quarantine import Quarantine
 from lockstep.broker.scripts import CLAIM
+from lockstep.broker.signing import Signer
 from lockstep.records import HandedBack, Task, TaskResult
-from lockstep.wire import TaskMessage, decode_job, encode_results
+from lockstep.wire import TaskMessage, decode_task, encode_results, split_job
 
 STATE_CACHE_BYTES = 64 * 1024 * 1024
 """States by reference that a worker keeps: the tasks of a step share one."""
@@ -50,14 +52,18 @@ class SentEntry(msgspec.Struct, frozen=True):
 
 
 class WorkerLink:
-    """What a worker says to Redis and asks of it. Methods may be called from any thread; they raise redis-py's errors."""
+    """What a worker says to Redis and asks of it. Methods may be called from any thread; they raise redis-py's errors.
 
-    def __init__(self, url: str, namespace: str, info: WorkerInfo) -> None:
+    With a `signer`, it signs its results, and takes no task that is not signed.
+    """
+
+    def __init__(self, url: str, namespace: str, info: WorkerInfo, signer: Signer | None = None) -> None:
         self.names = Names(namespace)
         self._redis = connect(url)
+        self._signer = signer
         self._quarantine = Quarantine(self._redis, self.names)
         self.quarantined = 0
-        """Jobs that nobody can read."""
+        """Jobs and tasks that cannot be used."""
         self._info = info
         self._queues = deque(info.queues)
         self._states: OrderedDict[str, bytes] = OrderedDict()
@@ -90,16 +96,33 @@ class WorkerLink:
         )
         jobs = []
         for job_id, queue, data in claimed:
-            try:
-                messages = decode_job(data)
-            except ValueError as error:
-                self._quarantine.add("task", queue.decode(), str(error), data)
-                self.quarantined += 1
+            if messages := self._readable(queue.decode(), data):
+                jobs.append(self._with_states(job_id.decode(), queue.decode(), messages))
+            else:
                 self.release([(job_id.decode(), queue.decode())])
-                continue
-            jobs.append(self._with_states(job_id.decode(), queue.decode(), messages))
         self._held.update(job.job_id for job in jobs)
         return jobs
+
+    def _readable(self, queue: str, job: bytes) -> list[TaskMessage]:
+        """The tasks of a job that can be used; what cannot is kept aside, and its coordinator will miss it."""
+        try:
+            tasks = split_job(job)
+        except ValueError as error:
+            self._set_aside(queue, error, job)
+            return []
+        messages = []
+        for task in tasks:
+            try:
+                if self._signer is not None:
+                    self._signer.check_task(queue, task)
+                messages.append(decode_task(task))
+            except ValueError as error:
+                self._set_aside(queue, error, task)
+        return messages
+
+    def _set_aside(self, queue: str, error: ValueError, data: bytes) -> None:
+        self._quarantine.add("task", queue, str(error), data)
+        self.quarantined += 1
 
     def _drop_unknown_claims(self) -> None:
         """Give up the claims of jobs that never arrived here, since the answer got lost: nobody else would miss them."""
@@ -134,6 +157,8 @@ class WorkerLink:
             self._states.move_to_end(digest)
             return self._states[digest]
         state: Any = self._redis.get(self.names.state(digest))
+        if state is not None and hashlib.sha256(state).hexdigest() != digest:
+            state = None  # Somebody has changed it; the coordinator uploads it again.
         if state is not None:
             self._states[digest] = state
             self._state_bytes += len(state)
@@ -155,7 +180,10 @@ class WorkerLink:
             for start in range(0, len(some), RESULTS_PER_ENTRY)
         ]
         for partition_id, some in batches:
-            pipe.xadd(self.names.results(partition_id), {"results": encode_results(some)})
+            fields: Any = {"results": encode_results(some)}
+            if self._signer is not None:
+                fields["signed"] = self._signer.sign_results(partition_id, fields["results"])
+            pipe.xadd(self.names.results(partition_id), fields)
         self._add_release(pipe, finished)
         pipe.get(self.names.marker)
         replies = pipe.execute()

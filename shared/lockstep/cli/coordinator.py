@@ -7,6 +7,7 @@ from contextlib import closing
 import click
 
 from lockstep.broker.redis import RedisBroker
+from lockstep.broker.signing import Signer
 from lockstep.cli.load import load_graphs
 from lockstep.cli.options import graphs_option, redis_option, sinks_option, store_option
 from lockstep.cli.relay import relay_beside
@@ -56,7 +57,8 @@ def coordinator(
     loaded = {graph.hash: graph for graph in load_graphs(settings.graphs)}
 
     def open_broker() -> RedisBroker:
-        return RedisBroker(settings.redis_url or DEFAULT_REDIS_URL, settings.namespace, queue_depth)
+        signer = Signer(settings.namespace, settings.signing_keys) if settings.signing_keys else None
+        return RedisBroker(settings.redis_url or DEFAULT_REDIS_URL, settings.namespace, queue_depth, signer)
 
     settle_garbage_collector()
     with closing(open_store(settings.store_url)) as opened, closing(open_broker()) as watched:

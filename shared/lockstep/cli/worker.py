@@ -43,6 +43,7 @@ def worker(graphs: tuple[str, ...], redis: str | None, queues: tuple[str, ...], 
         queues=names,
         slots=concurrency,
         drain_seconds=drain_seconds,
+        signing_keys=settings.signing_keys,
     )
 
     def read() -> Reading:
