@@ -27,6 +27,7 @@ from tests.distributed.conftest import (
 )
 from tests.servers import free_port
 
+from lockstep import Run
 from lockstep.broker.beat import RQ_WORKER_TTL_SECONDS
 from lockstep.broker.presence import BEAT_SECONDS, BEATS_TO_MISS
 from lockstep.store import schema
@@ -34,6 +35,9 @@ from lockstep.store import schema
 FAN, CHAIN, SIDES = f"{FLOWS}:fan", f"{FLOWS}:chain", f"{FLOWS}:sides"
 PASSWORD = "s3cret"
 SILENCE_SECONDS = BEAT_SECONDS * BEATS_TO_MISS
+IN_FLIGHT = 24
+RESTART_ROUNDS = int(os.environ.get("LOCKSTEP_TEST_RESTART_ROUNDS", "2"))
+"""How often everything is restarted under load."""
 
 
 def is_stopping(cluster: Cluster) -> bool:
@@ -139,6 +143,49 @@ def test_a_coordinator_that_is_told_to_stop_leaves_its_runs_to_another(
     assert set(ledger.counts().values()) == {1}
     assert second.poll() is None
     assert_as_embedded(runs)
+
+
+@pytest.mark.timeout(300)
+def test_everything_is_restarted_under_load_and_nobody_notices(cluster: Cluster, ledger: Ledger, figure: Figure) -> None:
+    # given coordinators and workers, and somebody who keeps some runs going
+    coordinators = [cluster.coordinator() for _ in range(2)]
+    workers = [cluster.worker("--concurrency", "4") for _ in range(4)]
+    value = {"steps": 10, "delay_ms": 40.0, "ledger": str(ledger)}
+    runs: dict[Run, tuple[str, dict[str, Any]]] = {}
+    ended = threading.Event()
+
+    def submit() -> None:
+        while not ended.is_set():
+            going = [cluster.client.submit("chain", value) for _ in range(IN_FLIGHT)]
+            runs.update(dict.fromkeys(going, ("chain", value)))
+            for run in going:
+                run.result(2 * PATIENCE_SECONDS)
+
+    load = threading.Thread(target=submit)
+    load.start()
+    # when all of them are restarted, one after the other, again and again
+    since = time.monotonic()
+    try:
+        cluster.until(lambda: cluster.commits() > 20, "the runs are under way")
+        for _ in range(RESTART_ROUNDS):
+            for number in range(2):
+                cluster.terminate(coordinators[number])
+                coordinators[number] = cluster.coordinator()
+            for number in range(4):
+                cluster.terminate(workers[number])
+                workers[number] = cluster.worker("--concurrency", "4")
+    finally:
+        ended.set()
+        load.join(4 * PATIENCE_SECONDS)
+    # then all runs have succeeded, no node has started twice, and no attempt was lost
+    figure("restarts", 6 * RESTART_ROUNDS)
+    figure("seconds", time.monotonic() - since)
+    figure("runs", len(runs))
+    assert len(runs) > IN_FLIGHT
+    assert_as_embedded(runs)
+    assert set(ledger.counts().values()) == {1}
+    with cluster.reading() as connection:
+        assert connection.execute(select(schema.journal.c.run_id).where(schema.journal.c.kind == "failed")).all() == []
 
 
 # --- RQ's tools ---------------------------------------------------------------------------------------------------------------
