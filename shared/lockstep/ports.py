@@ -15,6 +15,7 @@ from lockstep.records import (
     CommitOutcome,
     Defect,
     Event,
+    GraphVersion,
     JournalRow,
     Message,
     NewRun,
@@ -73,6 +74,9 @@ class Reader(Protocol):
 
     def loaded_graphs(self) -> dict[str, str]:
         """The graphs that coordinators have loaded: the hash of the version loaded last, by name."""
+
+    def versions(self) -> list[GraphVersion]:
+        """All versions of all graphs, by name, the one loaded last first, those never loaded last."""
 
     def holder_of(self, partition_id: str) -> str | None:
         """Who has the right to write a partition's runs; None: nobody."""

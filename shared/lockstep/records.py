@@ -165,6 +165,25 @@ class Pruned(msgspec.Struct, frozen=True):
     last: tuple[int, str] | None = None
 
 
+class GraphVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """A version of a graph that coordinators have loaded, or that runs are pinned to, and how many of its runs are where.
+
+    `loaded_at` is when it was loaded last, None: never by a coordinator of this store.
+    """
+
+    graph: str
+    graph_hash: str
+    loaded_at: int | None
+    runs: int
+    unfinished: int
+    failed: int
+
+    @property
+    def place(self) -> tuple[str, int, str]:
+        """Where it stands in a list: by name, the one loaded last first."""
+        return self.graph, -(self.loaded_at or 0), self.graph_hash
+
+
 class Defect(msgspec.Struct, frozen=True):
     """Something that must not be: of which run, what, and what to do about it."""
 

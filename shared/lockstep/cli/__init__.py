@@ -26,6 +26,7 @@ COMMANDS = {
     "retry": "lockstep.cli.run",
     "cancel": "lockstep.cli.submit",
     "outbox": "lockstep.cli.outbox",
+    "versions": "lockstep.cli.versions",
     "quarantine": "lockstep.cli.quarantine",
     "migrate": "lockstep.cli.migrate",
     "fsck": "lockstep.cli.fsck",

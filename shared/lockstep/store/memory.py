@@ -22,6 +22,7 @@ from lockstep.records import (
     Committed,
     Defect,
     Event,
+    GraphVersion,
     JournalRow,
     NewRun,
     Pruned,
@@ -83,6 +84,7 @@ class MemoryStore:
         self._owners: dict[str, str] = {}
         self._epochs: dict[str, int] = {}
         self._graphs: dict[str, str] = {}
+        self._loaded_at: dict[tuple[str, str], int] = {}
         self._runs: dict[str, StoredRun] = {}
         self._pending: set[str] = set()
         self._inbox: dict[str, Command] = {}
@@ -113,6 +115,7 @@ class MemoryStore:
                 return {}
             self._end_leases(lease_id, is_dead)
             self._graphs |= graphs
+            self._loaded_at |= dict.fromkeys(graphs.items(), self._clock())
             shared = list(partition_ranges())
             coordinators = [other for other, lease in self._leases.items() if not lease.embedded]
             mine = [name for name in shared if self._owners.get(name) == lease_id]
@@ -134,6 +137,24 @@ class MemoryStore:
     def loaded_graphs(self) -> dict[str, str]:
         with self._lock:
             return dict(self._graphs)
+
+    def versions(self) -> list[GraphVersion]:
+        with self._lock:
+            rows = [run.row for run in self._runs.values()]
+            known = {(row.graph, row.graph_hash) for row in rows} | self._loaded_at.keys()
+            found = []
+            for graph, graph_hash in known:
+                own = [row.status for row in rows if (row.graph, row.graph_hash) == (graph, graph_hash)]
+                version = GraphVersion(
+                    graph=graph,
+                    graph_hash=graph_hash,
+                    loaded_at=self._loaded_at.get((graph, graph_hash)),
+                    runs=len(own),
+                    unfinished=sum(status not in FINISHED for status in own),
+                    failed=own.count(RunStatus.FAILED),
+                )
+                found.append(version)
+            return sorted(found, key=lambda version: version.place)
 
     def holder_of(self, partition_id: str) -> str | None:
         with self._lock:

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from lockstep.core.lifecycle import RunStatus
-from lockstep.records import Event, JournalRow, RunRow, StepRow
+from lockstep.core.lifecycle import FINISHED, RunStatus
+from lockstep.records import Event, GraphVersion, JournalRow, RunRow, StepRow
 from lockstep.store import schema
 from lockstep.store.access import Access, repeatable
 
@@ -98,6 +98,32 @@ class SqlReader:
     def loaded_graphs(self) -> dict[str, str]:
         with self._access.reading() as connection:
             return loaded_graphs(connection)
+
+    @repeatable
+    def versions(self) -> list[GraphVersion]:
+        r, g = schema.runs.c, schema.graphs.c
+        ended = [status.value for status in FINISHED]
+        counts = sa.select(
+            r.graph,
+            r.graph_hash,
+            sa.func.count().label("runs"),
+            sa.func.count(sa.case((r.status.not_in(ended), 1))).label("unfinished"),
+            sa.func.count(sa.case((r.status == RunStatus.FAILED.value, 1))).label("failed"),
+        ).group_by(r.graph, r.graph_hash)
+        with self._access.reading() as connection:
+            counted = {(row.graph, row.graph_hash): row for row in connection.execute(counts)}
+            times = connection.execute(sa.select(g.name, g.graph_hash, g.loaded_at))
+            loaded = {(row.name, row.graph_hash): row.loaded_at for row in times}
+        found = [
+            GraphVersion(
+                graph=graph,
+                graph_hash=graph_hash,
+                loaded_at=loaded.get((graph, graph_hash)),
+                **{name: getattr(counted.get((graph, graph_hash)), name, 0) for name in ("runs", "unfinished", "failed")},
+            )
+            for graph, graph_hash in counted.keys() | loaded.keys()
+        ]
+        return sorted(found, key=lambda version: version.place)
 
     @repeatable
     def holder_of(self, partition_id: str) -> str | None:
