@@ -32,7 +32,9 @@ from lockstep.records import (
     Retention,
     RunRow,
     RunUpdate,
+    SnapshotRow,
     StepRow,
+    StoredRow,
     Transition,
 )
 from lockstep.store.memory import MemoryStore
@@ -60,7 +62,7 @@ GRAPHS = ["one", "two"]
 HOLDERS = ["holder-1", "holder-2"]
 COMMANDS = [f"command-{n}" for n in range(6)]
 PATHS = [sha256(b"path %d" % n).digest() for n in range(3)]
-TIMES = {"created_at": 0, "updated_at": 0, "committed_at": 0, "age_seconds": 0, "lag_seconds": 0}
+TIMES = {"created_at": 0, "updated_at": 0, "committed_at": 0, "age_seconds": 0, "lag_seconds": 0, "loaded_at": 0}
 
 run_ids = st.sampled_from(RUNS)
 sinks = st.sampled_from(["sink-1", "sink-2"])
@@ -100,6 +102,8 @@ def dump(store: Store) -> Any:
                 ]
                 for row in rows
             ],
+            store.versions(),
+            store.defects(),
             store.outbox.backlogs(),
             sorted(store.outbox.waiting(), key=lambda row: (row.sink, row.run_id)),
             sorted(store.outbox.waiting("sink-1", parked=True), key=lambda row: row.run_id),
@@ -407,6 +411,20 @@ class Machine(RuleBasedStateMachine):
             self.both(lambda store: store.outbox.replay(sink, run_id, sequence))
         else:
             self.both(lambda store: store.outbox.unpark(sink, run_id, skip=what == "skip"))
+
+    @rule(run_id=st.sampled_from([*RUNS, "copy-1", "copy-2"]), copied=run_ids)
+    def restore(self, run_id: str, copied: str) -> None:
+        """What is stored of a run is stored once more, as that of another, or of one that was deleted."""
+        run = self.model._runs.get(copied)
+        if run is None:
+            return
+        rows: list[StoredRow] = [*run.events, *[row for rows in run.journal.values() for row in rows.values()]]
+        rows += [SnapshotRow(run_id=copied, step_id=step_id, state=state) for step_id, state in run.snapshots.items()]
+        rows = [msgspec.structs.replace(row, run_id=run_id) for row in rows]
+        for step in run.steps:
+            key = sha256(run_id.encode() + step.idempotency_key).digest()
+            rows.append(msgspec.structs.replace(step, run_id=run_id, idempotency_key=key))
+        self.both(lambda store: store.restore(msgspec.structs.replace(run.row, run_id=run_id), rows))
 
     # Reading.
 
