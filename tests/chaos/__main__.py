@@ -1,0 +1,33 @@
+"""Breaks one thing after the other beneath many runs, and counts what is lost: `python -m tests.chaos --minutes 5 --seed 1`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.chaos.storm import Storm
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="the same one breaks the same things again")
+    parser.add_argument("--store", choices=["postgres", "mysql", "sqlite"], default="postgres")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="lockstep-chaos-") as folder:
+        storm = Storm(options.store, options.seed, Path(folder))
+        try:
+            storm.rage(options.minutes * 60, lambda fault: print(fault, file=sys.stderr, flush=True))  # noqa: T201
+            report = {"store": options.store, "seed": options.seed, "minutes": options.minutes, **storm.calm()}
+        finally:
+            storm.close()
+    print(json.dumps(report, indent=2))  # noqa: T201
+    sys.exit(any(report[name] for name in ("lost", "failed", "another hash", "defects")))
+
+
+if __name__ == "__main__":
+    main()
