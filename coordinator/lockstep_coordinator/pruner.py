@@ -8,7 +8,7 @@ import structlog
 
 from lockstep.errors import StoreUnavailableError
 from lockstep.ports import Store
-from lockstep.records import Retentions
+from lockstep.records import PrunedTo, Retentions
 
 PRUNE_SECONDS = 60.0
 """How often old runs are looked for."""
@@ -44,7 +44,7 @@ class Pruner:
         removed = 0
         for graph in self._store.graphs():
             retention = self._retentions.of(graph)
-            after: tuple[int, str] | None = None
+            after: PrunedTo | None = None
             while not retention.keeps_all and not self._stopping.is_set():
                 pruned = self._store.prune(graph, retention, after=after, limit=RUNS_PER_BATCH)
                 removed += len(pruned.run_ids)

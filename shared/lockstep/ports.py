@@ -23,6 +23,7 @@ from lockstep.records import (
     PendingEvents,
     Progress,
     Pruned,
+    PrunedTo,
     PublishedEvent,
     Retention,
     RunRow,
@@ -160,14 +161,14 @@ class Store(Reader, Protocol):
         """
 
     def prune(
-        self, graph: str, retention: Retention, *, after: tuple[int, str] | None = None, limit: int = 100, dry_run: bool = False
+        self, graph: str, retention: Retention, *, after: PrunedTo | None = None, limit: int = 100, dry_run: bool = False
     ) -> Pruned:
         """Remove finished runs of a graph that `retention` does not keep, oldest first, and say which.
 
         A run goes when it was created and last changed longer ago than `max_age_seconds`, or when `max_runs` others of its
         graph are newer. What is not finished stays, as does a run of which any sink has not got all events, be it parked or
-        not, and one that somebody is changing. Looks at no more than `limit` runs, those behind `after`. With `dry_run`
-        nothing is changed.
+        not, and one that somebody is changing. Looks at no more than `limit` runs, those behind `after`; what is old, and
+        what is newer, is decided by the call that began the pass. With `dry_run` nothing is changed.
         """
 
     @property

@@ -158,11 +158,20 @@ class Retentions(msgspec.Struct, frozen=True):
         return self.by_graph.get(graph, self.default)
 
 
+class PrunedTo(msgspec.Struct, frozen=True):
+    """How far a pass over old runs has come: the last one that was looked at, and the limits that hold for the whole pass."""
+
+    created_at: int
+    run_id: str
+    too_old: int
+    beyond: int
+
+
 class Pruned(msgspec.Struct, frozen=True):
-    """What one call of `prune` has removed, and the place (created_at, run_id) to go on behind; None: it has seen all."""
+    """What one call of `prune` has removed, and where to go on; None: it has seen all."""
 
     run_ids: Sequence[str]
-    last: tuple[int, str] | None = None
+    last: PrunedTo | None = None
 
 
 class GraphVersion(msgspec.Struct, frozen=True, kw_only=True):

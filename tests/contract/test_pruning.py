@@ -64,13 +64,18 @@ def test_a_run_that_is_not_finished_stays_however_old(world: World, status: RunS
     assert world.run("run-1").status is status
 
 
-def test_the_newest_runs_stay(world: World) -> None:
-    # given five runs, each created in a millisecond of its own
-    for n in range(5):
-        finish(world, f"run-{n}")
-        later(world, f"run-{n}")
+def finish_apart(world: World, *run_ids: str) -> None:
+    """Let runs finish, each created in a millisecond of its own."""
+    for run_id in run_ids:
+        finish(world, run_id)
+        later(world, run_id)
         world.a.commit("A", [world.moved("clock", -1, RunStatus.CANCELLED, world.run("clock").version)])
         world.a.delete("clock")
+
+
+def test_the_newest_runs_stay(world: World) -> None:
+    # given five runs
+    finish_apart(world, *[f"run-{n}" for n in range(5)])
 
     # when the newest two are kept, the rest goes, oldest first
     assert world.b.prune("research", Retention(max_runs=6)) == Pruned([])
@@ -92,6 +97,19 @@ def test_it_looks_at_a_bounded_number_of_runs_and_goes_on_behind_them(world: Wor
 
     # then the second one does not look at the first two again
     assert second == Pruned(["run-2"])
+
+
+def test_what_is_newer_is_decided_when_a_pass_begins(world: World) -> None:
+    # given a pass that keeps the newest two of five, and has looked at two
+    finish_apart(world, *[f"run-{n}" for n in range(5)])
+    first = world.b.prune("research", Retention(max_runs=2), limit=2)
+    assert first.run_ids == ["run-0", "run-1"]
+
+    # when another one finishes meanwhile, then the pass goes on by what it has found
+    finish_apart(world, "run-5")
+    assert world.b.prune("research", Retention(max_runs=2), limit=2, after=first.last).run_ids == ["run-2"]
+    # and the next one does the rest
+    assert world.b.prune("research", Retention(max_runs=2)).run_ids == ["run-3"]
 
 
 def test_a_run_stays_while_a_sink_has_not_got_all_its_events(world: World) -> None:

@@ -11,7 +11,7 @@ from lockstep.cli.output import print_json
 from lockstep.config import duration_of, read_settings
 from lockstep.errors import ConfigurationError
 from lockstep.ports import Store
-from lockstep.records import Retention
+from lockstep.records import PrunedTo, Retention
 from lockstep.store import open_store
 
 
@@ -41,7 +41,7 @@ def prune(older_than: str | None, keep: int | None, graph: str | None, dry_run: 
 
 def _pruned(store: Store, graph: str, retention: Retention, dry_run: bool) -> list[str]:
     run_ids: list[str] = []
-    after: tuple[int, str] | None = None
+    after: PrunedTo | None = None
     while True:
         pruned = store.prune(graph, retention, after=after, dry_run=dry_run)
         run_ids += pruned.run_ids

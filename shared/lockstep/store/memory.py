@@ -26,6 +26,7 @@ from lockstep.records import (
     JournalRow,
     NewRun,
     Pruned,
+    PrunedTo,
     PublishedEvent,
     Retention,
     RunRow,
@@ -316,20 +317,21 @@ class MemoryStore:
             return True
 
     def prune(
-        self, graph: str, retention: Retention, *, after: tuple[int, str] | None = None, limit: int = 100, dry_run: bool = False
+        self, graph: str, retention: Retention, *, after: PrunedTo | None = None, limit: int = 100, dry_run: bool = False
     ) -> Pruned:
         with self._lock:
             rows = sorted((row for row in self._rows() if row.graph == graph), key=_age)
             limits = limits_of(
-                retention, self._clock(), lambda newest: rows[-newest].created_at if newest <= len(rows) else None
+                retention, after, self._clock, lambda newest: rows[-newest].created_at if newest <= len(rows) else None
             )
-            old = [row for row in rows if row.created_at <= limits.newest and (after is None or _age(row) > after)]
+            behind = (after.created_at, after.run_id) if after is not None else (-1, "")
+            old = [row for row in rows if row.created_at <= limits.newest and _age(row) > behind]
             seen = old[:limit]
             gone = [row.run_id for row in seen if limits.passed_by(row) and not self.outbox.holds(row.run_id)]
             if not dry_run:
                 for run_id in gone:
                     self.delete(run_id)
-            return Pruned(gone, _age(seen[-1]) if len(seen) == limit else None)
+            return Pruned(gone, limits.reached(seen[-1]) if len(seen) == limit else None)
 
     def graphs(self) -> list[str]:
         with self._lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from lockstep.records import Pruned, Retention
+from lockstep.records import Pruned, PrunedTo, Retention
 from lockstep.store import schema
 from lockstep.store.access import Access, repeatable
 from lockstep.store.clock import now_ms
@@ -19,7 +19,7 @@ class SqlPruning:
 
     @repeatable
     def prune(
-        self, graph: str, retention: Retention, *, after: tuple[int, str] | None = None, limit: int = 100, dry_run: bool = False
+        self, graph: str, retention: Retention, *, after: PrunedTo | None = None, limit: int = 100, dry_run: bool = False
     ) -> Pruned:
         r = schema.runs.c
         with self._access.reading() as connection:
@@ -29,15 +29,19 @@ class SqlPruning:
                 times = sa.select(r.created_at).where(r.graph == graph).order_by(r.created_at.desc())
                 return connection.execute(times.offset(newest - 1).limit(1)).scalar()
 
-            limits = limits_of(retention, connection.execute(sa.select(now_ms())).scalar_one(), created_at)
+            def now() -> int:
+                return int(connection.execute(sa.select(now_ms())).scalar_one())
+
+            limits = limits_of(retention, after, now, created_at)
             old = sa.select(schema.runs).where(r.graph == graph, r.created_at <= limits.newest)
             if after is not None:
-                old = old.where(r.created_at >= after[0], sa.or_(r.created_at > after[0], r.run_id > after[1]))
+                later = sa.or_(r.created_at > after.created_at, r.run_id > after.run_id)
+                old = old.where(r.created_at >= after.created_at, later)
             seen = [run_row(row) for row in connection.execute(old.order_by(r.created_at, r.run_id).limit(limit))]
             gone = _published(connection, [row.run_id for row in seen if limits.passed_by(row)])
         if gone and not dry_run:
             gone = self._remove(gone, limits)
-        return Pruned(gone, (seen[-1].created_at, seen[-1].run_id) if len(seen) == limit else None)
+        return Pruned(gone, limits.reached(seen[-1]) if len(seen) == limit else None)
 
     def _remove(self, run_ids: list[str], limits: Limits) -> list[str]:
         """Remove those of the runs that still may go."""
