@@ -117,7 +117,7 @@ def test_damaged_messages_are_values_or_value_errors(run: ActiveRun, rng: Random
     task: Task = run.task_for(run.frontier.items[0])
     job = JOB_HEAD + encode_task(task) + b"," + encode_task(task, "ab" * 32) + JOB_TAIL
     results = encode_results([result_of(run, outcome=OUTCOME), result_of(run, failure=FAILURE), task.handed_back("why")])
-    for decode, data in ((job), (decode_results, results), (decode_outcome, OUTCOME)):
+    for decode, data in ((decode_job, job), (decode_results, results), (decode_outcome, OUTCOME)):
         decode(data)
         refused = 0
         for _ in range(FUZZED // 3):
