@@ -18,13 +18,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="the same one breaks the same things again")
     parser.add_argument("--store", choices=["postgres", "mysql", "sqlite"], default="postgres")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="lockstep-chaos-") as folder:
-        storm = Storm(options.store, options.seed, Path(folder))
-        try:
-            storm.rage(options.minutes * 60, lambda fault: print(fault, file=sys.stderr, flush=True))  # noqa: T201
-            report = {"store": options.store, "seed": options.seed, "minutes": options.minutes, **storm.calm()}
-        finally:
-            storm.close()
+    with (
+        tempfile.TemporaryDirectory(prefix="lockstep-chaos-") as folder,
+        Storm(options.store, options.seed, Path(folder)) as storm,
+    ):
+        storm.rage(options.minutes * 60, lambda fault: print(fault, file=sys.stderr, flush=True))  # noqa: T201
+        report = {"store": options.store, "seed": options.seed, "minutes": options.minutes, **storm.calm()}
     print(json.dumps(report, indent=2))  # noqa: T201
     sys.exit(any(report[name] for name in ("lost", "failed", "another hash", "defects")))
 

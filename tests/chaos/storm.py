@@ -38,7 +38,7 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
 
 
 class Storm:
-    """One store under fire. `report` says what was broken, and what came of it."""
+    """One store under fire; `rage`, then `calm`, which tells what came of it. A context manager: it ends all that it starts."""
 
     def __init__(self, store: str, seed: int, folder: Path) -> None:
         self._rng = Random(seed)
@@ -48,23 +48,37 @@ class Storm:
         self._last_fault = 0.0
         self._later: list[threading.Timer] = []
         self._ended = threading.Event()
-        self._redis = RedisServer()
-        self._stack.callback(self._redis.stop)
         self._postgres: PostgresServer | None = None
-        url = self._open(store, folder)
-        self._admin = create_engine(url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
-        self._stack.callback(self._admin.dispose)
-        self.cluster = Cluster(url, self._redis.url, folder)
-        self._coordinators = [self.cluster.coordinator() for _ in range(COORDINATORS)]
-        self._workers = [self.cluster.worker("--concurrency", str(SLOTS)) for _ in range(WORKERS)]
         self._possible: list[Callable[[], None]] = [
             *[self.kill_worker, self.kill_coordinator, self.suspend_worker, self.suspend_coordinator] * 2,
             *[self.flush_redis, self.restart_redis],
         ]
+        try:
+            self._start(store, folder)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _start(self, store: str, folder: Path) -> None:
+        self._redis = RedisServer()
+        self._stack.callback(self._redis.stop)
+        url = self._open(store, folder)
+        self._admin = create_engine(url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
+        self._stack.callback(self._admin.dispose)
+        self.cluster = Cluster(url, self._redis.url, folder)
+        self._stack.callback(self.cluster.close)
+        self._coordinators = [self.cluster.coordinator() for _ in range(COORDINATORS)]
+        self._workers = [self.cluster.worker("--concurrency", str(SLOTS)) for _ in range(WORKERS)]
         if store != "sqlite":
             self._possible += [self.end_sessions] * 2
         if self._postgres is not None:
             self._possible.append(self.restart_postgres)
+
+    def __enter__(self) -> Storm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     def _open(self, store: str, folder: Path) -> str:
         match store:
@@ -88,12 +102,14 @@ class Storm:
         place = self._rng.randrange(WORKERS)
         self._kill(self._workers[place])
         self._workers[place] = self.cluster.spawn("worker", "--concurrency", str(SLOTS))
+        self.cluster.workers[:] = self._workers
 
     def kill_coordinator(self) -> None:
         """SIGKILL, and another one in its place."""
         place = self._rng.randrange(COORDINATORS)
         self._kill(self._coordinators[place])
         self._coordinators[place] = self.cluster.spawn("coordinator", "--store", self.cluster.store_url)
+        self.cluster.coordinators[:] = self._coordinators
 
     @staticmethod
     def _kill(process: Process) -> None:
@@ -215,9 +231,3 @@ class Storm:
         while page := self.cluster.client.reader.find_runs(after=rows[-1].run_id if rows else None, limit=500):
             rows += page
         return rows
-
-    def close(self) -> None:
-        """End all processes and servers."""
-        self.cluster.coordinators, self.cluster.workers = self._coordinators, self._workers
-        with self._stack:
-            self.cluster.close()

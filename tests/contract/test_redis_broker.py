@@ -888,6 +888,8 @@ def test_jobs_that_cannot_be_read_are_kept_aside_and_stop_nothing(world: RedisWo
     # then it gets ours, and says which it could not read
     assert names_of(one for job in jobs for one in job.tasks) == ["a", "b"]
     assert [entry["log_level"] for entry in logs] == ["error"] * len(data)
+    # of a job that can be read, the task alone that cannot
+    data[-1] = b'{"run_id":"r"}'
     assert kept_aside(world) == [("task", "default", one) for one in data]
     assert worker.link.quarantined == len(data)
     # and nothing is left of the others

@@ -15,13 +15,10 @@ SECONDS = 20.0
 @pytest.mark.timeout(300)
 def test_a_storm_loses_nothing(tmp_path: Path, rng: Random, record_property: Any) -> None:
     # given runs under way, and one fault after the other
-    storm = Storm("postgres", rng.randrange(10**6), tmp_path)
     told: list[str] = []
-    try:
+    with Storm("postgres", rng.randrange(10**6), tmp_path) as storm:
         storm.rage(SECONDS, told.append)
         report = storm.calm()
-    finally:
-        storm.close()
     record_property("report", report)
     # then all runs have ended as undisturbed ones do, and what is stored holds together
     assert len(told) > SECONDS / 3, report
