@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Collection
 
@@ -10,7 +9,7 @@ import msgspec
 
 from lockstep.core.records import WorkItem
 from lockstep.errors import BackpressureError, LockstepError
-from lockstep.ports import Broker
+from lockstep.ports import Broker, Clock
 from lockstep.records import Task
 from lockstep_coordinator.run import ActiveRun
 
@@ -38,10 +37,16 @@ class Dispatcher:
     """
 
     def __init__(
-        self, broker: Broker, counts: Counts, set_timer: SetTimer, expire: Callable[[str, LockstepError], None]
+        self,
+        broker: Broker,
+        counts: Counts,
+        clock: Clock,
+        set_timer: SetTimer,
+        expire: Callable[[str, LockstepError], None],
     ) -> None:
         self._broker = broker
         self._counts = counts
+        self._clock = clock
         self._set_timer = set_timer
         self._expire = expire
         self._waiting: dict[str, ActiveRun] = {}
@@ -93,7 +98,7 @@ class Dispatcher:
         """The item stays in the frontier and is offered again when there is room."""
         if item.path in run.refused:
             return
-        run_id, since = run.run_id, time.monotonic()
+        run_id, since = run.run_id, self._clock.monotonic()
         run.refused[item.path] = since
         self._counts.backpressure_events += 1
         if run.options.backpressure_timeout_seconds is not None:
@@ -104,7 +109,7 @@ class Dispatcher:
         if run is None or run.refused.get(item.path) != since:
             return
         error = BackpressureError(
-            f"node {item.node_id!r} found no room in queue {queue!r} for {time.monotonic() - since:.1f} s; "
+            f"node {item.node_id!r} found no room in queue {queue!r} for {self._clock.monotonic() - since:.1f} s; "
             f"add workers, raise queue_depth, or raise backpressure_timeout_seconds",
             run_id=run_id,
             step_id=run.row.step_id + 1,

@@ -19,7 +19,7 @@ from lockstep.core.records import WorkItem
 from lockstep.core.superstep import Step
 from lockstep.errors import GraphVersionError, LockstepError, RunCancelledError
 from lockstep.graph import CompiledGraph
-from lockstep.ports import Broker, Store
+from lockstep.ports import Broker, Clock, Store
 from lockstep.records import (
     AlreadyCommitted,
     Command,
@@ -80,18 +80,20 @@ class Coordinator:
         *,
         shares: bool = False,
         counts: Counts | None = None,
+        clock: Clock = time,
     ) -> None:
         self._store = store
         self._broker = broker
         self._lease_id = lease_id
         self._graphs = graphs
         self._observer = observer
+        self._clock = clock
         self._runs: dict[str, ActiveRun] = {}
         self._shares = shares
         self._owned: dict[str, int] = {} if shares else {lease_id: 1}
         self._gained: dict[str, int] = {}
         self.counts = Counts() if counts is None else counts
-        self._dispatcher = Dispatcher(broker, self.counts, self._set_timer, self._expire)
+        self._dispatcher = Dispatcher(broker, self.counts, clock, self._set_timer, self._expire)
         self._arrivals: queue.SimpleQueue[RunRow] = queue.SimpleQueue()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_numbers = itertools.count()
@@ -172,11 +174,11 @@ class Coordinator:
 
     def drain(self, timeout_seconds: float) -> None:
         """Hand out nothing more; commit what comes of the tasks in flight, waiting at most this long."""
-        deadline = time.monotonic() + timeout_seconds
+        deadline = self._clock.monotonic() + timeout_seconds
         for run in self._runs.values():
             for path in self._broker.withdraw(run.run_id):
                 run.in_flight.pop(path, None)
-        while any(run.in_flight for run in self._runs.values()) and (left := deadline - time.monotonic()) > 0:
+        while any(run.in_flight for run in self._runs.values()) and (left := deadline - self._clock.monotonic()) > 0:
             for message in self._broker.receive(left):
                 if isinstance(message, TaskResult):
                     self._answered(message, ActiveRun.absorb)
@@ -222,7 +224,7 @@ class Coordinator:
             return None
         self._runs[run.run_id] = self._moved[run.run_id] = run
         if run.options.deadline_seconds is not None:
-            passed = max(0.0, time.time() - row.created_at / 1000)
+            passed = max(0.0, self._clock.time() - row.created_at / 1000)
             self._set_timer(run.options.deadline_seconds - passed, lambda: self._pass_deadline(row.run_id))
         self._dispatcher.add(run)
         return run
@@ -381,13 +383,13 @@ class Coordinator:
         self._expire(run_id, RunCancelledError(f"run {run_id} was cancelled: {reason}", run_id=run_id, reason=reason))
 
     def _set_timer(self, seconds: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._timer_numbers), action))
+        heapq.heappush(self._timers, (self._clock.monotonic() + seconds, next(self._timer_numbers), action))
 
     def _until_next_timer(self) -> float:
-        return 0.0 if self._gained else max(0.0, self._timers[0][0] - time.monotonic())
+        return 0.0 if self._gained else max(0.0, self._timers[0][0] - self._clock.monotonic())
 
     def _fire_timers(self) -> None:
-        now = time.monotonic()
+        now = self._clock.monotonic()
         while self._timers and self._timers[0][0] <= now:
             heapq.heappop(self._timers)[2]()
 

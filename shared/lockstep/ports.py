@@ -1,4 +1,4 @@
-"""The contracts between the engine and the world: `Reader`, `Store`, `Outbox`, `Broker`, `Sink`, `Observer`, `Context`.
+"""The contracts between the engine and the world: stores, brokers, sinks, clocks, and what a node is given.
 
 A method of a store is one whole operation and one transaction. Times are milliseconds since 1970 by the database's clock.
 """
@@ -296,6 +296,16 @@ class Observer(Protocol):
 
         Return within some seconds. If it raises, the event is tried again later; PublishError(permanent=True) parks the run.
         """
+
+
+class Clock(Protocol):
+    """What time it is. The standard library's `time` is one; a simulation has another, which it moves itself."""
+
+    def monotonic(self) -> float:
+        """Seconds since some moment; never goes back."""
+
+    def time(self) -> float:
+        """Seconds since 1970."""
 
 
 class Context(Protocol):
