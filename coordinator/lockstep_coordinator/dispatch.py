@@ -86,7 +86,7 @@ class Dispatcher:
             item = run.next_item(full)
             if item is not None:
                 plan.append((run, item, run.task_for(item)))
-            if not any(run.ready.values()):
+            if not run.has_ready:
                 del self._waiting[run.run_id]
             elif item is not None:
                 ring.append(run)

@@ -199,8 +199,7 @@ class Coordinator:
             return
         self._moved[run.run_id] = run
         if isinstance(verdict, Retry):
-            run_id, item = answer.run_id, verdict.item
-            self._set_timer(verdict.pause_seconds, lambda: self._try_again(run_id, item))
+            self._rest(run.run_id, verdict)
 
     def _try_again(self, run_id: str, item: WorkItem) -> None:
         run = self._runs.get(run_id)
@@ -219,15 +218,21 @@ class Coordinator:
     def _load(self, row: RunRow) -> ActiveRun | None:
         """Put a run into memory; None: its graph's version is not loaded here, and it waits for who has it."""
         try:
-            run = load(self._store, row, self._graphs)
+            run, pausing = load(self._store, row, self._graphs, self._clock.time())
         except GraphVersionError:
             return None
         self._runs[run.run_id] = self._moved[run.run_id] = run
         if run.options.deadline_seconds is not None:
             passed = max(0.0, self._clock.time() - row.created_at / 1000)
             self._set_timer(run.options.deadline_seconds - passed, lambda: self._pass_deadline(row.run_id))
+        for retry in pausing:
+            self._rest(run.run_id, retry)
         self._dispatcher.add(run)
         return run
+
+    def _rest(self, run_id: str, retry: Retry) -> None:
+        """Let an item wait for its next attempt."""
+        self._set_timer(retry.pause_seconds, lambda: self._try_again(run_id, retry.item))
 
     def _sweep(self) -> None:
         """What no message announces: partitions that come or go, tasks that got lost, new runs and commands."""
@@ -339,8 +344,8 @@ class Coordinator:
         elif transition.update is not None and transition.update.revives:
             self._forget(run)
             self._load(run.row)
-        elif step is not None:
-            self._dispatcher.add(run)
+        elif step is not None or run.has_ready:
+            self._dispatcher.add(run)  # Of a step that goes on, error handlers may be ready now.
         if transition.update is not None:
             self._observer.moved(run)
         if transition.events:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
+
+import msgspec
 
 from lockstep.core.lifecycle import RunStatus
 from lockstep.errors import GraphVersionError, StateError
 from lockstep.graph import CompiledGraph
-from lockstep.history import read_position
+from lockstep.history import items_in_place, read_position
 from lockstep.options import decode_options
 from lockstep.ports import Reader
 from lockstep.records import FORMAT_VERSION, RunRow
-from lockstep_coordinator.run import ActiveRun
+from lockstep_coordinator.run import ActiveRun, Retry
 
 
-def load(reader: Reader, row: RunRow, graphs: Mapping[str, CompiledGraph]) -> ActiveRun:
-    """The run as its last commit and journal leave it: no item with a journalled result runs again.
+def load(reader: Reader, row: RunRow, graphs: Mapping[str, CompiledGraph], now: float) -> tuple[ActiveRun, list[Retry]]:
+    """The run as its last commit and journal leave it, and its items that wait for their next attempt, with what is left of
+    their pauses at `now` (seconds since 1970): no item with a journalled result runs again.
 
     A run whose stored state is not what was committed is made to fail. Raises GraphVersionError if its graph
     is not loaded, or the row has another format.
@@ -32,12 +36,13 @@ def load(reader: Reader, row: RunRow, graphs: Mapping[str, CompiledGraph]) -> Ac
         )
     run = ActiveRun(row, graph, decode_options(json.loads(row.options)))
     if row.status is RunStatus.PENDING or row.step_id < 0:
-        return run
+        return run, []
     try:
         position = read_position(reader, row.run_id, row.step_id)
     except StateError as damage:
         run.fail(damage)
-        return run
-    journal = reader.journal(row.run_id, [item.path for item in position.frontier.items])
-    run.resume(position.state, position.frontier, position.patch_bytes, journal)
-    return run
+        return run, []
+    items, journal = items_in_place(reader, row.run_id, position.frontier.items, row.retries)
+    frontier = msgspec.structs.replace(position.frontier, items=tuple(items))
+    rows = itertools.chain.from_iterable(journal.values())
+    return run, run.resume(position.state, frontier, position.patch_bytes, rows, now)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import Enum
+from typing import Any
 
 import msgspec
 
 from lockstep.core.canonical import canonical_bytes
+from lockstep.core.frontier import stand_in
 from lockstep.core.lifecycle import FINISHED, RunStatus, may_move
 from lockstep.core.ordering import run_seed_of
 from lockstep.core.policy import RetryPolicy
@@ -36,7 +38,7 @@ from lockstep.records import (
     TaskResult,
     Transition,
 )
-from lockstep.wire import EmittedEvent, decode_outcome
+from lockstep.wire import EmittedEvent, JournalMeta, decode_meta, decode_outcome
 
 SNAPSHOT_MIN_BYTES = 16 * 1024
 """Below this many bytes of patches since the last snapshot, no new one is taken, however small the state."""
@@ -95,6 +97,8 @@ class ActiveRun:
         self._losses: dict[bytes, int] = {}
         self._returns: dict[bytes, int] = {}
         self._dead: dict[bytes, tuple[LockstepError, BaseException | None]] = {}
+        self._to_handle: dict[bytes, dict[str, Any]] = {}
+        self._handled: dict[bytes, dict[str, Any]] = {}
         self._fatal: LockstepError | None = None
         self._journal: list[JournalRow] = []
         self._consumed: list[str] = []
@@ -108,20 +112,47 @@ class ActiveRun:
         """The run's id."""
         return self.row.run_id
 
-    def resume(self, state: State, frontier: Frontier, patch_bytes: int, journal: Iterable[JournalRow]) -> None:
-        """Go on from what the store holds of a run that was begun before."""
+    def resume(
+        self, state: State, frontier: Frontier, patch_bytes: int, journal: Iterable[JournalRow], now: float
+    ) -> list[Retry]:
+        """Go on from what the store holds of a run that was begun before; the items whose pause has not ended at `now`.
+
+        `frontier` has error handlers in the place of the nodes that they stand in for, see `items_in_place`.
+        """
         self._snapshot_bytes, self._patch_bytes = len(state.to_bytes()), patch_bytes
         self._stand_at(state, frontier)
+        last: dict[bytes, tuple[dict[str, Any], JournalMeta]] = {}
         for row in journal:
             if row.kind == "done":
                 self._outcomes[row.path], self._events[row.path] = decode_outcome(row.payload)
             elif row.kind == "failed":
-                self._failures[row.path] = row.n
-                if json.loads(row.meta)["retries"] == self.row.retries:
+                meta = decode_meta(row.meta)
+                self._failures[row.path], self._deliveries[row.path] = row.n, meta.delivery
+                if meta.retries == self.row.retries:
                     self._budget_used[row.path] = self._budget_used.get(row.path, 0) + 1
+                    last[row.path] = json.loads(row.payload), meta
+        for item in frontier.items:
+            if item.stands_for is not None and item.parent_path in last:
+                self._handled[item.path] = last[item.parent_path][0]
+        pausing = list(self._pauses(last, now))
+        idle = self._outcomes.keys() | self._pausing | self._dead.keys()
         for queue in self.ready.values():
-            for item in [item for item in queue if item.path in self._outcomes]:
+            for item in [item for item in queue if item.path in idle]:
                 queue.remove(item)
+        return pausing
+
+    def _pauses(self, failures: Mapping[bytes, tuple[dict[str, Any], JournalMeta]], now: float) -> Iterator[Retry]:
+        """What the last failures say: which items wait for their next attempt, and which have none."""
+        for item in self.frontier.items:
+            if item.path not in failures or item.path in self._outcomes:
+                continue
+            error, meta = failures[item.path]
+            if meta.pause_seconds is None:
+                self._dead[item.path] = (LockstepError.from_record(error), None)
+            elif (left := meta.next_attempt_at / 1000 - now) > 0:
+                self._pausing.add(item.path)
+                # Never longer than the whole pause, whatever the clocks of two machines say.
+                yield Retry(item, min(left, meta.pause_seconds))
 
     def _stand_at(self, state: State, frontier: Frontier) -> None:
         """Make S(k-1) and F(k) the current ones; every item of F(k) is ready."""
@@ -130,16 +161,17 @@ class ActiveRun:
         self._items = {item.path: item for item in frontier.items}
         self.ready = {}
         for item in frontier.items:
-            self.ready.setdefault(self.graph.nodes[item.node_id].queue, deque()).append(item)
+            self.ready.setdefault(self.graph.nodes[item.place].queue, deque()).append(item)
         self.refused.clear()
         self._outcomes, self._events, self._failures, self._budget_used = {}, {}, {}, {}
         self._deliveries, self._losses, self._returns = {}, {}, {}
+        self._handled.clear()
 
     def task_for(self, item: WorkItem) -> Task:
         """The task that hands out an item."""
         if self._state_bytes is None:
             self._state_bytes = self.state.to_bytes()
-        node = self.graph.nodes[item.node_id]
+        node = self.graph.nodes[item.place]
         attempt = self._failures.get(item.path, 0) + 1
         return Task(
             run_id=self.row.run_id,
@@ -158,6 +190,8 @@ class ActiveRun:
             max_payload_bytes=self.options.max_payload_bytes,
             state=self._state_bytes,
             payload=item.payload,
+            stands_for=item.stands_for,
+            error=self._handled.get(item.path),
         )
 
     def next_item(self, full: Collection[str]) -> WorkItem | None:
@@ -171,11 +205,16 @@ class ActiveRun:
         self.in_flight[item.path] = self._deliveries[item.path] = self._deliveries.get(item.path, 0) + 1
         return item
 
+    @property
+    def has_ready(self) -> bool:
+        """Whether some item could be handed out, were there room."""
+        return any(self.ready.values())
+
     def take_back(self, item: WorkItem) -> None:
         """An item was not handed out after all: it is ready again, before the others of its queue."""
         del self.in_flight[item.path]
         self._deliveries[item.path] -= 1
-        self.ready.setdefault(self.graph.nodes[item.node_id].queue, deque()).appendleft(item)
+        self.ready.setdefault(self.graph.nodes[item.place].queue, deque()).appendleft(item)
 
     def absorb(self, result: TaskResult) -> Retry | Verdict | Unusable:
         """Take in a result: the first `done` of an item wins, failures count from the current delivery; the rest is dropped.
@@ -195,6 +234,7 @@ class ActiveRun:
             self._end_flight(item)
             self._pausing.discard(result.path)
             self._dead.pop(result.path, None)
+            self._to_handle.pop(result.path, None)
             self._outcomes[result.path], self._events[result.path] = outcome, events
             self._note(item, "done", 0, result.outcome, result)
             return Verdict.TAKEN
@@ -217,7 +257,7 @@ class ActiveRun:
         """The item is answered. Of a run taken over, it may not be known here that it was in flight."""
         if self.in_flight.pop(item.path, None) is None:
             with contextlib.suppress(ValueError):
-                self.ready.get(self.graph.nodes[item.node_id].queue, deque()).remove(item)
+                self.ready.get(self.graph.nodes[item.place].queue, deque()).remove(item)
 
     def expect(self, task: Outstanding) -> None:
         """An earlier owner of this run has handed out the task, and it will be answered."""
@@ -257,32 +297,68 @@ class ActiveRun:
     def _absorb_failure(self, item: WorkItem, failure: Failure, result: TaskResult) -> Retry | Verdict:
         attempt = self._failures[item.path] = self._failures.get(item.path, 0) + 1
         used = self._budget_used[item.path] = self._budget_used.get(item.path, 0) + 1
-        self._note(item, "failed", attempt, canonical_bytes(failure.error), result)
-        policy = self.graph.nodes[item.node_id].retry or self.options.retry or ONCE
-        pause_seconds = policy.pause_seconds(failure, used, item.path)
+        node = self.graph.nodes[item.place]
+        pause_seconds = (node.retry or self.options.retry or ONCE).pause_seconds(failure, used, item.path)
+        # A handler that fails has none of its own.
+        handler = node.handler.name if node.handler and pause_seconds is None and item.stands_for is None else None
+        error = canonical_bytes(failure.error)
+        self._note(item, "failed", attempt, error, result, pause_seconds=pause_seconds, handler=handler)
         if pause_seconds is not None:
             self._pausing.add(item.path)
             return Retry(item, pause_seconds)
-        self._dead[item.path] = (LockstepError.from_record(failure.error), result.cause)
+        if handler is not None:
+            self._to_handle[item.path] = failure.error
+        else:
+            self._dead[item.path] = (LockstepError.from_record(failure.error), result.cause)
         return Verdict.TAKEN
+
+    def _let_handlers_stand_in(self) -> None:
+        """Put error handlers in the place of nodes that have failed for good. Not at once: in one tick, done beats failed."""
+        if not self._to_handle:
+            return
+        items = []
+        for item in self.frontier.items:
+            if item.path in self._to_handle:
+                handler = self.graph.nodes[item.node_id].handler
+                assert handler is not None, "only the failure of a node with a handler waits for one"
+                failed, item = item, stand_in(item, handler.name)
+                self._items[item.path] = item
+                self._handled[item.path] = self._to_handle[failed.path]
+                del self._items[failed.path]
+                self.ready.setdefault(self.graph.nodes[item.place].queue, deque()).appendleft(item)
+            items.append(item)
+        self._to_handle.clear()
+        self.frontier = msgspec.structs.replace(self.frontier, items=tuple(items))
 
     def end_pause(self, item: WorkItem) -> bool:
         """Make an item ready that waited for its next attempt, before the others of its queue; False: it does not wait here."""
         if item.path not in self._pausing:
             return False
         self._pausing.remove(item.path)
-        self.ready.setdefault(self.graph.nodes[item.node_id].queue, deque()).appendleft(item)
+        self.ready.setdefault(self.graph.nodes[item.place].queue, deque()).appendleft(item)
         return True
 
-    def _note(self, item: WorkItem, kind: str, n: int, payload: bytes, result: TaskResult) -> None:
-        meta = {
-            "attempt": self._failures.get(item.path, 0) + (kind == "done"),
-            "delivery": result.delivery,
-            "latency_ms": result.latency_ms,
-            "retries": self.row.retries,
-            "started_at": result.started_at,
-            "worker": result.worker,
-        }
+    def _note(
+        self,
+        item: WorkItem,
+        kind: str,
+        n: int,
+        payload: bytes,
+        result: TaskResult,
+        *,
+        pause_seconds: float | None = 0.0,
+        handler: str | None = None,
+    ) -> None:
+        meta = JournalMeta(
+            attempt=self._failures.get(item.path, 0) + (kind == "done"),
+            delivery=result.delivery,
+            retries=self.row.retries,
+            started_at=result.started_at,
+            latency_ms=result.latency_ms,
+            worker=result.worker,
+            pause_seconds=pause_seconds,
+            handler=handler,
+        )
         self._journal.append(
             JournalRow(
                 run_id=self.row.run_id,
@@ -291,7 +367,7 @@ class ActiveRun:
                 n=n,
                 step_id=self.row.step_id + 1,
                 payload=payload,
-                meta=msgspec.json.encode(meta),
+                meta=meta.encoded(),
             )
         )
 
@@ -322,6 +398,7 @@ class ActiveRun:
             return msgspec.structs.replace(common, update=msgspec.structs.replace(update, revives=True)), None
         if self.row.status in FINISHED:
             return common, None
+        self._let_handlers_stand_in()
         error = self._fatal or self._first_dead()
         try:
             step = None if error else self._step()

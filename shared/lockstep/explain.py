@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -12,12 +14,16 @@ from lockstep.broker.inspection import Whereabouts
 from lockstep.core.frontier import decode_frontier
 from lockstep.core.lifecycle import FINISHED, RunStatus
 from lockstep.core.records import WorkItem
+from lockstep.history import is_done, items_in_place
 from lockstep.ports import Reader
 from lockstep.records import JournalRow, RunRow
+from lockstep.wire import decode_meta
 
 
 class ItemExplanation(msgspec.Struct, frozen=True, kw_only=True):
-    """One due item. `state`: done, queued, claimed, or owner (it waits for the run's owner); `failures` so far."""
+    """One due item. `state`: done, queued, claimed, timer (it waits for its next attempt), or owner (it waits for the run's
+    owner); `failures` so far, and the `error` of the last one. The item of an error handler `stands_for` the node that failed.
+    """
 
     node_id: str
     path: str
@@ -25,6 +31,8 @@ class ItemExplanation(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     where: str | None
     failures: int
+    error: str | None = None
+    stands_for: str | None = None
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +51,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 def explain(reader: Reader, row: RunRow, seen: Whereabouts | None) -> Explanation:
     """Explain a run from what is stored and, where Redis was looked at, from what was `seen` there."""
     owner = reader.holder_of(row.partition_id)
-    items = [] if row.status in FINISHED or row.step_id < 0 else _items(reader, row, seen)
+    items = [] if row.status in FINISHED or row.step_id < 0 else _items(reader, row, seen, time.time())
     return Explanation(
         run_id=row.run_id,
         graph=row.graph,
@@ -56,32 +64,39 @@ def explain(reader: Reader, row: RunRow, seen: Whereabouts | None) -> Explanatio
     )
 
 
-def _items(reader: Reader, row: RunRow, seen: Whereabouts | None) -> list[ItemExplanation]:
+def _items(reader: Reader, row: RunRow, seen: Whereabouts | None, now: float) -> list[ItemExplanation]:
     [step] = reader.steps(row.run_id, row.step_id, row.step_id)
-    due = decode_frontier(step.frontier, row.step_id).items
-    journal: dict[bytes, list[JournalRow]] = {}
-    for entry in reader.journal(row.run_id, [item.path for item in due]):
-        journal.setdefault(entry.path, []).append(entry)
-    return [_item(row, item, journal.get(item.path, []), seen) for item in due]
+    items, journal = items_in_place(reader, row.run_id, decode_frontier(step.frontier, row.step_id).items, row.retries)
+    return [_item(row, item, journal.get(item.path, []), seen, now) for item in items]
 
 
-def _item(row: RunRow, item: WorkItem, journal: Sequence[JournalRow], seen: Whereabouts | None) -> ItemExplanation:
+def _item(row: RunRow, item: WorkItem, journal: Sequence[JournalRow], seen: Whereabouts | None, now: float) -> ItemExplanation:
     key = (row.run_id, item.path.hex())
     state, where = "owner", None
-    if any(entry.kind == "done" for entry in journal):
+    failures = [entry for entry in journal if entry.kind == "failed"]
+    if is_done(journal):
         state = "done"
     elif seen is not None and key in seen.claimed:
         state, where = "claimed", seen.claimed[key]
     elif seen is not None and key in seen.queued:
         state, where = "queued", seen.queued[key]
+    elif failures and (until := decode_meta(failures[-1].meta).next_attempt_at) > now * 1000:
+        state, where = "timer", f"until {datetime.fromtimestamp(until / 1000, UTC).isoformat(timespec='seconds')}"
     return ItemExplanation(
         node_id=item.node_id,
         path=item.path.hex(),
         order_key=item.order_key.hex(),
         state=state,
         where=where,
-        failures=sum(entry.kind == "failed" for entry in journal),
+        failures=len(failures),
+        error=_said(failures[-1].payload) if failures else None,
+        stands_for=item.stands_for,
     )
+
+
+def _said(payload: bytes) -> str:
+    error: dict[str, Any] = json.loads(payload)
+    return f"{error.get('type')}: {error.get('message')}"
 
 
 def _findings(row: RunRow, owner: str | None, items: Sequence[ItemExplanation], seen: Whereabouts | None) -> list[str]:

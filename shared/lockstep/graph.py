@@ -8,7 +8,7 @@ import itertools
 import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import msgspec
 
@@ -22,6 +22,7 @@ from lockstep.errors import ConfigurationError
 from lockstep.schema import name_of, schema_of
 
 NodeFunction = Callable[..., Any]
+Isolation = Literal["none", "process"]
 F = TypeVar("F", bound=NodeFunction)
 
 
@@ -54,8 +55,16 @@ class Router(msgspec.Struct, frozen=True):
     takes_context: bool
 
 
+class Handler(msgspec.Struct, frozen=True):
+    """What runs in a node's place when that has failed for good."""
+
+    name: str
+    function: NodeFunction
+    takes_context: bool
+
+
 class NodeSpec(msgspec.Struct, frozen=True):
-    """A node as the worker runs it. `is_async`: it, or one of its routers, must run on an event loop."""
+    """A node as the worker runs it. `is_async`: it, its handler or one of its routers must run on an event loop."""
 
     node_id: str
     function: NodeFunction | None
@@ -65,6 +74,8 @@ class NodeSpec(msgspec.Struct, frozen=True):
     queue: str
     retry: RetryPolicy | None
     timeout_seconds: float | None
+    handler: Handler | None = None
+    isolation: Isolation = "none"
 
 
 class CompiledGraph(msgspec.Struct, frozen=True):
@@ -120,6 +131,8 @@ class Graph:
         retry: RetryPolicy | None = None,
         timeout_seconds: float | None = None,
         defer: bool = False,
+        error_handler: NodeFunction | None = None,
+        isolation: Isolation = "none",
     ) -> Callable[[F], F]: ...
     def node(self, function: Any = None, /, **options: Any) -> Any:
         """Add the decorated function as a node, under its own name or `name`; takes `add_node`'s options."""
@@ -140,12 +153,21 @@ class Graph:
         retry: RetryPolicy | None = None,
         timeout_seconds: float | None = None,
         defer: bool = False,
+        error_handler: NodeFunction | None = None,
+        isolation: Isolation = "none",
     ) -> Graph:
         """Add a node: `add_node("plan", plan)` or `add_node(plan)`. Returns the graph.
 
         The function takes the state (or a Send's payload) and, if it has a second parameter, the Context; sync or async. It
         returns a dict of changes, a Command, None, or a list of these. `queue` names the queue its tasks go to, `retry` its
         own RetryPolicy, `timeout_seconds` its own bound; `defer` holds it back until nothing else is left to run.
+
+        `error_handler` is a function like a node's. It runs in the node's place, in the same step and on the same input, when
+        the node has failed for good, and finds the error in `ctx.error`; what it returns counts as what the node returned.
+
+        `isolation="process"` runs the function in a process of its own, without LOCKSTEP_* variables: it is killed when it
+        takes too long or its run is cancelled, and may end its process without harm to other nodes. The function must be at
+        the top level of a module, and what it takes and returns must be picklable.
         """
         if not isinstance(name, str):
             function, name = name, str(getattr(name, "__name__", type(name).__name__))
@@ -169,6 +191,8 @@ class Graph:
             "retry": retry,
             "timeout_seconds": timeout_seconds,
             "defer": defer,
+            "handler": _handler(error_handler, name) if error_handler is not None else None,
+            "isolation": _checked_isolation(isolation, function, name),
         }
         self._edges[name] = []
         self._routers[name] = []
@@ -271,15 +295,24 @@ class Graph:
     def _spec(self, name: str) -> NodeSpec:
         options = self._nodes[name]
         routers = tuple(self._routers[name])
+        functions = [*self._functions_of(name), *(router.function for router in routers)]
+        isolated = options["isolation"] == "process"
+        if isolated and any(map(_is_async, functions[1:])):
+            raise ConfigurationError(
+                f"node {name!r} has isolation='process': its routers and its error handler must not be async",
+                option="isolation",
+            )
         return NodeSpec(
             node_id=name,
             function=options["function"],
             routers=routers,
             takes_context=options["takes_context"],
-            is_async=any(map(_is_async, [options["function"], *(router.function for router in routers)])),
+            is_async=not isolated and any(map(_is_async, functions)),
             queue=options["queue"],
             retry=options["retry"],
             timeout_seconds=options["timeout_seconds"],
+            handler=options["handler"],
+            isolation=options["isolation"],
         )
 
     def _start(self) -> NodeSpec:
@@ -319,7 +352,7 @@ class Graph:
             routers = self._routers[name]
             if any(router.labels is None for router in routers):
                 return
-            if name != START and _may_return_command(self._nodes[name]["function"]):
+            if name != START and any(map(_may_return_command, self._functions_of(name))):
                 return
             targets = {edge.target for edge in self._edges[name]}
             targets.update(*[(router.labels or {}).values() for router in routers])
@@ -328,6 +361,11 @@ class Graph:
         for name in self._nodes:
             if name not in reached:
                 raise ConfigurationError(f"nothing leads to node {name!r}; add an edge to it, or remove it", option="node")
+
+    def _functions_of(self, name: str) -> list[NodeFunction]:
+        """What may say where a node leads."""
+        handler: Handler | None = self._nodes[name]["handler"]
+        return [self._nodes[name]["function"], *([handler.function] if handler else [])]
 
     def _hash(self, topology: Topology) -> str:
         """SHA256 over topology, field and reducer names, policies and version: what makes two graphs the same to a run."""
@@ -357,6 +395,9 @@ class Graph:
             "version": self._version,
             "whole": whole,
         }
+        # Left out where there are none: a graph of an earlier release keeps its hash.
+        if handlers := {name: options["handler"].name for name, options in self._nodes.items() if options["handler"]}:
+            record["handlers"] = handlers
         return hashlib.sha256(canonical_bytes(record)).hexdigest()
 
 
@@ -365,6 +406,25 @@ StateGraph = Graph
 
 def _is_async(function: NodeFunction) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def _checked_isolation(isolation: Isolation, function: NodeFunction, node: str) -> Isolation:
+    if isolation not in get_args(Isolation):
+        raise ConfigurationError(f"node {node!r}: isolation={isolation!r} is not 'none' or 'process'", option="isolation")
+    if isolation == "process" and "<" in getattr(function, "__qualname__", "<"):
+        raise ConfigurationError(
+            f"node {node!r} has isolation='process': its function must be at the top level of a module, "
+            f"where another process can import it",
+            option="isolation",
+        )
+    return isolation
+
+
+def _handler(function: NodeFunction, node: str) -> Handler:
+    if not callable(function):
+        raise ConfigurationError(f"node {node!r}: error_handler={function!r} must be a function", option="error_handler")
+    name = str(getattr(function, "__name__", type(function).__name__))
+    return Handler(name, function, _takes_context(function, f"error handler {name!r} of {node!r}"))
 
 
 def _takes_context(function: NodeFunction, what: str) -> bool:

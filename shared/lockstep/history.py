@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lockstep.core.frontier import decode_frontier
+from lockstep.core.frontier import decode_frontier, stand_in
 from lockstep.core.records import Frontier, WorkItem, Write
 from lockstep.core.state import State, apply_patches
 from lockstep.errors import StateError
 from lockstep.ports import Reader
 from lockstep.records import JournalRow, StepRow
-from lockstep.wire import decode_outcome
+from lockstep.wire import JournalMeta, decode_meta, decode_outcome
 
 STEPS_PER_READ = 100
 """Steps that are read from the store at a time."""
@@ -25,7 +26,8 @@ class TaskRecord:
 
     `delta` maps the fields that the node wrote to their JSON values. `targets` are the nodes that its Command and routers
     named, in index order; static edges are the graph's. `error` is the last failure of an item that failed. `started_at` is in
-    milliseconds since 1970, by the worker's clock.
+    milliseconds since 1970, by the worker's clock. The record of an error handler has the handler's name as `node_id`; the node
+    that failed, in whose place it ran, is `stands_for`, its item the parent, and its last failure the `error`.
     """
 
     node_id: str
@@ -42,6 +44,7 @@ class TaskRecord:
     started_at: int
     latency_ms: float
     worker: str
+    stands_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +71,46 @@ def read_history(reader: Reader, run_id: str, first: int, last: int) -> Iterator
             for step_id in range(start, end + 1)
             if step_id in rows
         }
-        journal = journal_of(reader, run_id, [item for items in ran.values() for item in items])
+        in_place, journal = items_in_place(reader, run_id, [item for items in ran.values() for item in items])
+        ordered = iter(in_place)
         for step_id, items in ran.items():
-            yield _step_record(rows[step_id], [task_record(item, journal.get(item.path, [])) for item in items])
+            tasks = [task_record(item, journal) for item in itertools.islice(ordered, len(items))]
+            yield _step_record(rows[step_id], tasks)
 
 
-def journal_of(reader: Reader, run_id: str, items: list[WorkItem]) -> dict[bytes, list[JournalRow]]:
+def items_in_place(
+    reader: Reader, run_id: str, items: Sequence[WorkItem], retries: int | None = None
+) -> tuple[list[WorkItem], dict[bytes, list[JournalRow]]]:
+    """The items in their order, each that failed for good replaced by its error handler's, and the journal of all by path.
+
+    A handler that has a result is in place; one that has none is while its run is at this number of `retries`: a later retry
+    begins with the node again.
+    """
+    journal = journal_of(reader, run_id, items)
+    handlers: dict[bytes, tuple[WorkItem, int]] = {}
+    for item in items:
+        for row in journal.get(item.path, ()):
+            if row.kind == "failed" and (meta := decode_meta(row.meta)).handler is not None:
+                handlers[item.path] = stand_in(item, meta.handler), meta.retries
+    if not handlers:
+        return list(items), journal
+    journal |= journal_of(reader, run_id, [handler for handler, _ in handlers.values()])
+
+    def in_place(item: WorkItem) -> WorkItem:
+        if item.path not in handlers or is_done(journal[item.path]):
+            return item
+        handler, of_retries = handlers[item.path]
+        return handler if of_retries == retries or is_done(journal.get(handler.path, ())) else item
+
+    return list(map(in_place, items)), journal
+
+
+def is_done(rows: Sequence[JournalRow]) -> bool:
+    """Whether an item has a result."""
+    return any(row.kind == "done" for row in rows)
+
+
+def journal_of(reader: Reader, run_id: str, items: Sequence[WorkItem]) -> dict[bytes, list[JournalRow]]:
     """The journal rows of some items by path."""
     by_path: dict[bytes, list[JournalRow]] = {}
     for row in reader.journal(run_id, [item.path for item in items]):
@@ -81,14 +118,15 @@ def journal_of(reader: Reader, run_id: str, items: list[WorkItem]) -> dict[bytes
     return by_path
 
 
-def task_record(item: WorkItem, rows: list[JournalRow]) -> TaskRecord:
+def task_record(item: WorkItem, journal: Mapping[bytes, Sequence[JournalRow]]) -> TaskRecord:
     """What an item's journal rows say of it; one without rows is still to be done."""
+    rows = journal.get(item.path, ())
     done = next((row for row in rows if row.kind == "done"), None)
-    failed = max((row for row in rows if row.kind == "failed"), key=lambda row: row.n, default=None)
+    failed = _last_failure(rows)
+    handled = _last_failure(journal.get(item.parent_path, ())) if item.stands_for is not None else None
     last = done or failed
-    meta: dict[str, Any] = (
-        json.loads(last.meta) if last else {"attempt": 1, "delivery": 0, "started_at": 0, "latency_ms": 0.0, "worker": ""}
-    )
+    meta = decode_meta(last.meta) if last else JournalMeta(attempt=1, delivery=0)
+    error = handled if done else failed
     finished = decode_outcome(done.payload)[0] if done else None
     return TaskRecord(
         node_id=item.node_id,
@@ -97,15 +135,20 @@ def task_record(item: WorkItem, rows: list[JournalRow]) -> TaskRecord:
         edge_index=item.edge_index,
         order_key=item.order_key.hex(),
         status="done" if done else "failed" if failed else "pending",
-        attempt=meta["attempt"],
-        delivery=meta["delivery"],
+        attempt=meta.attempt,
+        delivery=meta.delivery,
         delta=delta_of(finished.writes) if finished else {},
         targets=[route.node_id for route in finished.routes] if finished else [],
-        error=json.loads(failed.payload) if failed and not done else None,
-        started_at=meta["started_at"],
-        latency_ms=meta["latency_ms"],
-        worker=meta["worker"],
+        error=json.loads(error.payload) if error else None,
+        started_at=meta.started_at,
+        latency_ms=meta.latency_ms,
+        worker=meta.worker,
+        stands_for=item.stands_for,
     )
+
+
+def _last_failure(rows: Sequence[JournalRow]) -> JournalRow | None:
+    return max((row for row in rows if row.kind == "failed"), key=lambda row: row.n, default=None)
 
 
 def delta_of(writes: tuple[Write, ...]) -> dict[str, Any]:

@@ -9,15 +9,16 @@ from operator import attrgetter
 
 from lockstep.core.frontier import decode_frontier
 from lockstep.core.lifecycle import RunStatus
-from lockstep.core.ordering import idempotency_key_of
+from lockstep.core.ordering import idempotency_key_of, path_of
 from lockstep.core.state import State
-from lockstep.history import STEPS_PER_READ, journal_of
+from lockstep.history import STEPS_PER_READ, items_in_place
 from lockstep.ports import Reader
 from lockstep.records import Event, JournalRow, RunRow, SnapshotRow, StepRow, StoredRow
-from lockstep.wire import decode_outcome
+from lockstep.wire import decode_meta, decode_outcome
 
 KINDS: dict[str, type[StoredRow]] = {"step": StepRow, "snapshot": SnapshotRow, "event": Event, "journal": JournalRow}
 NAMES = {kind: name for name, kind in KINDS.items()}
+NO_ENTRY = (False, b"", "", 0)
 NO_EVENTS: tuple[int, Iterable[Event]] = (-1, ())
 
 
@@ -38,8 +39,11 @@ def stored_rows(reader: Reader, row: RunRow) -> Iterator[StoredRow]:
             if step.step_id == step_id:
                 yield from some
                 step_id, some = next(events, NO_EVENTS)
-            journal = journal_of(reader, row.run_id, list(decode_frontier(step.frontier, step.step_id).items))
-            for path in sorted(journal):
+            items = decode_frontier(step.frontier, step.step_id).items
+            _, journal = items_in_place(reader, row.run_id, items)
+            due = {item.path for item in items}
+            # Those of error handlers come behind those of the nodes that name them.
+            for path in sorted(journal, key=lambda path: (path not in due, path)):
                 yield from journal[path]
 
 
@@ -68,8 +72,10 @@ class Check:
         self._step_id = -1
         self._state = State()
         self._paths: set[bytes] = set()
+        self._handlers: dict[bytes, bytes] = {}
         self._done: set[bytes] = set()
-        self._last_entry: tuple[bytes, str, int] = (b"", "", 0)
+        self._results: set[bytes] = set()
+        self._last_entry: tuple[bool, bytes, str, int] = NO_ENTRY
         self._last_event = (0, -1)
 
     def follow(self, record: StoredRow) -> None:
@@ -87,25 +93,33 @@ class Check:
                 self._require(record, record.step_id == self._step_id and place > self._last_event, "is out of order")
                 self._last_event = place
             case JournalRow():
-                entry = record.path, record.kind, record.n
+                entry = record.path in self._handlers, record.path, record.kind, record.n
                 self._require(record, record.step_id == self._step_id + 1 and entry > self._last_entry, "is out of order")
-                self._require(record, record.path in self._paths, "is of an item that there is not")
+                self._require(record, record.path in self._paths or entry[0], "is of an item that there is not")
                 self._last_entry = entry
-                if record.kind == "done":
-                    self._done.add(record.path)
-                    with self._reading(record):
-                        decode_outcome(record.payload)
+                with self._reading(record):
+                    self._follow_journal(record)
+
+    def _follow_journal(self, row: JournalRow) -> None:
+        if row.kind == "done":
+            decode_outcome(row.payload)
+            # A handler's result is that of the item in whose place it ran.
+            self._done.add(self._handlers.get(row.path, row.path))
+            self._results.add(row.path)
+        elif row.kind == "failed" and (handler := decode_meta(row.meta).handler) is not None and row.path in self._paths:
+            self._handlers[path_of(row.path, handler, 0)] = row.path
 
     def _follow_step(self, step: StepRow) -> None:
         self._require(step, step.step_id == self._step_id + 1, "is out of order")
-        self._require(step, self._done == self._paths, "was stored without the results of all its items")
+        complete = self._done == self._paths and len(self._results) == len(self._paths)
+        self._require(step, complete, "was not stored with one result for each of its items")
         with self._reading(step):
             state, frontier = self._state.patched(step.patch), decode_frontier(step.frontier, step.step_id)
         self._require(step, state.hash() == step.state_hash, "does not lead to a state with its hash")
-        key = idempotency_key_of(step.run_id, step.step_id, self._paths, step.state_hash)
+        key = idempotency_key_of(step.run_id, step.step_id, self._results, step.state_hash)
         self._require(step, key == step.idempotency_key, "does not have the key of its items")
         self._step_id, self._state, self._paths = step.step_id, state, {item.path for item in frontier.items}
-        self._last_entry, self._done = (b"", "", 0), set()
+        self._last_entry, self._handlers, self._done, self._results = NO_ENTRY, {}, set(), set()
 
     def end(self) -> None:
         """All rows have come. Raises Unfit."""

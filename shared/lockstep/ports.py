@@ -40,6 +40,8 @@ from lockstep.records import (
 if TYPE_CHECKING:
     from random import Random
 
+    from lockstep.errors import LockstepError
+
 
 class Reader(Protocol):
     """What anyone may ask of a store. Nothing here changes anything, and none of it needs the graph."""
@@ -346,6 +348,10 @@ class Context(Protocol):
     @property
     def rng(self) -> Random:
         """Random numbers that are the same on every attempt, after a resume and in replay; see docs/determinism.md."""
+
+    @property
+    def error(self) -> LockstepError | None:
+        """In an error handler, what the node failed with: NodeFailedError, NodeTimeoutError, ...; else None."""
 
     @property
     def logger(self) -> Any:

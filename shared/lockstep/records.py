@@ -337,6 +337,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     """A work item handed to a worker, with all that the worker needs to execute it.
 
     `state` is S(k-1) as canonical bytes; `payload` a Send's, which then replaces it. Results go to the partition's owner.
+    The task of an error handler `stands_for` the node that failed, with this `error`.
     """
 
     run_id: str
@@ -355,6 +356,13 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     max_payload_bytes: int
     state: bytes
     payload: bytes | None = None
+    stands_for: str | None = None
+    error: dict[str, Any] | None = None
+
+    @property
+    def place(self) -> str:
+        """The node of the graph that this task belongs to."""
+        return self.stands_for or self.node_id
 
     def handed_back(self, reason: str) -> HandedBack:
         """The answer of a worker that did not start this task."""

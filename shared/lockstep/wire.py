@@ -59,8 +59,43 @@ class _Outcome(msgspec.Struct):
     events: list[EmittedEvent] = []
 
 
+_encode = msgspec.json.Encoder().encode
 _OUTCOME = msgspec.json.Decoder(_Outcome)
 """Values come out as the standard library's decoder would give them; a test compares the two."""
+
+
+class JournalMeta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a journal row says beside its outcome or error: who did it and when, by the worker's clock in milliseconds.
+
+    After a failure, the next attempt comes in `pause_seconds`; None: that was the last one of this `retries`, and `handler`
+    names the error handler that runs now, if there is one.
+    """
+
+    attempt: int
+    delivery: int
+    retries: int = 0
+    started_at: int = 0
+    latency_ms: float = 0.0
+    worker: str = ""
+    pause_seconds: float | None = 0.0
+    handler: str | None = None
+
+    @property
+    def next_attempt_at(self) -> float:
+        """When the pause ends, in milliseconds since 1970."""
+        return self.started_at + self.latency_ms + (self.pause_seconds or 0.0) * 1000
+
+    def encoded(self) -> bytes:
+        """As it is stored."""
+        return _encode(self)
+
+
+_META = msgspec.json.Decoder(JournalMeta)
+
+
+def decode_meta(data: bytes) -> JournalMeta:
+    """The inverse of `JournalMeta.encoded`."""
+    return _META.decode(data)
 
 
 class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -83,6 +118,8 @@ class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     state: Raw | UnsetType = UNSET
     state_sha256: str | None = None
     payload: Raw | UnsetType = UNSET
+    stands_for: str | None = None
+    error: dict[str, Any] | None = None
 
     def task(self, state: bytes) -> Task:
         """The task, with the state that belongs to it."""
@@ -103,12 +140,13 @@ class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
             max_payload_bytes=self.max_payload_bytes,
             state=state,
             payload=None if self.payload is UNSET else bytes(self.payload),
+            stands_for=self.stands_for,
+            error=self.error,
         )
 
 
 _JOB = msgspec.json.Decoder(tuple[str, None, tuple[list[Raw]], dict[str, Any]])
 _TASK = msgspec.json.Decoder(TaskMessage)
-_encode = msgspec.json.Encoder().encode
 
 JOB_FUNCTION = "lockstep_worker.process.execute"
 """The function that a job names to RQ. Only our own worker executes jobs; with RQ's it says so and fails."""
@@ -139,6 +177,8 @@ def encode_task(task: Task, state_sha256: str | None = None) -> bytes:
             UNSET if state_sha256 is not None else Raw(task.state),
             state_sha256,
             UNSET if task.payload is None else Raw(task.payload),
+            task.stands_for,
+            task.error,
         )
     )
 

@@ -100,7 +100,7 @@ def run(compiled: CompiledGraph) -> Iterator[ActiveRun]:
 
 def begun(compiled: CompiledGraph) -> ActiveRun:
     new = NewRun(run_id="run", graph="hostile", graph_hash=compiled.hash, input=b"{}", options=b"{}", partition_id="p", shard=0)
-    run = load(MemoryStore(), new.row(0), {compiled.hash: compiled})
+    run, _ = load(MemoryStore(), new.row(0), {compiled.hash: compiled}, now=0.0)
     transition, step = run.transition()
     run.accept(transition, step)
     assert run.next_item(()) is not None

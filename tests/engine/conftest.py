@@ -150,7 +150,7 @@ def journalled() -> Callable[[Run], dict[str, str]]:
         [step] = reader.steps(row.run_id, row.step_id, row.step_id)
         items = list(decode_frontier(step.frontier, row.step_id).items)
         rows = journal_of(reader, row.run_id, items)
-        return {item.node_id: task_record(item, rows.get(item.path, [])).status for item in items}
+        return {item.node_id: task_record(item, rows).status for item in items}
 
     return read
 

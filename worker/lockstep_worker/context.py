@@ -11,6 +11,7 @@ import structlog
 
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.ordering import item_key_of, item_seed_of
+from lockstep.errors import LockstepError
 from lockstep.records import Task
 from lockstep.wire import EmittedEvent
 
@@ -44,6 +45,10 @@ class NodeContext:
     def rng(self) -> Random:
         # Made when asked for: seeding the generator takes longer than most of what surrounds it.
         return Random(item_seed_of(self._task.run_seed, self._task.path, self._task.scheduled_step))
+
+    @cached_property
+    def error(self) -> LockstepError | None:
+        return LockstepError.from_record(self._task.error) if self._task.error is not None else None
 
     @cached_property
     def logger(self) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import traceback
-from collections.abc import Coroutine, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from lockstep.core.canonical import canonical_bytes
@@ -25,13 +25,22 @@ from lockstep_worker.context import NodeContext
 T = TypeVar("T")
 
 
-async def execute(graph: CompiledGraph, task: Task, context: NodeContext) -> bytes:
+Isolated = Callable[[NodeSpec, Any], Any]
+"""Calls a node with its argument in a process of its own."""
+
+
+async def execute(graph: CompiledGraph, task: Task, context: NodeContext, isolated: Isolated) -> bytes:
     """The outcome of a task, see `encode_outcome`. Raises whatever the node or a router raises, StateError, or RouteError.
 
     The coroutine of a node without async parts never suspends: `without_loop` runs it in a plain thread.
     """
-    spec = graph.nodes[task.node_id]
-    returned = await _call(spec.function, spec.takes_context, _argument(graph, task), context) if spec.function else None
+    spec = graph.nodes[task.place]
+    called = spec.handler if task.stands_for is not None else spec
+    returned = None
+    if called is spec and spec.isolation == "process":
+        returned = isolated(spec, _argument(graph, task))
+    elif called is not None and called.function is not None:
+        returned = await _call(called.function, called.takes_context, _argument(graph, task), context)
     writes: list[Write] = []
     routes: list[Route] = []
     for part in returned if isinstance(returned, list) else [returned]:

@@ -10,13 +10,15 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from lockstep.core.records import Failure
 from lockstep.errors import GraphVersionError
-from lockstep.graph import CompiledGraph
+from lockstep.graph import CompiledGraph, NodeSpec
 from lockstep.records import Task, TaskResult
 from lockstep_worker.context import NodeContext
-from lockstep_worker.execute import execute, failure_of, timeout_of, without_loop
+from lockstep_worker.execute import Isolated, execute, failure_of, timeout_of, without_loop
+from lockstep_worker.isolation import Child, Children, NodeRaised
 from lockstep_worker.threads import DaemonThreads, EventLoop
 from lockstep_worker.watchdog import Watchdog
 
@@ -31,15 +33,24 @@ LOOP_GRACE_SECONDS = 0.5
 class Running:
     """A task in a slot. Whoever takes it out of the executor's set first, its end or its timeout, answers for it."""
 
-    __slots__ = ("context", "deadline", "is_async", "started", "started_at", "task")
+    __slots__ = ("child", "context", "deadline", "is_async", "started", "started_at", "task")
 
     def __init__(self, task: Task) -> None:
         self.task = task
         self.is_async = False
+        self.child: Child | None = None
         self.context = NodeContext(task)
         self.started_at = time.time_ns() // 1_000_000
         self.started = time.perf_counter()
         self.deadline = self.started + task.timeout_seconds
+
+    def cancel(self) -> bool:
+        """Nobody wants the result any more: say so to the node, or kill its process; False: there is none to kill."""
+        self.context.cancelled = True
+        if self.child is None:
+            return False
+        self.child.kill()
+        return True
 
 
 class Executor:
@@ -68,6 +79,7 @@ class Executor:
         self._threads = DaemonThreads("lockstep-node", after=self.pump)
         self._loop: EventLoop | None = None
         self._watchdog: Watchdog | None = None
+        self._children = Children()
         self.abandoned = 0
         """Nodes past their time that could not be stopped: in threads, or holding up their loop. Their results are dropped."""
 
@@ -80,7 +92,7 @@ class Executor:
         graph = self._graphs.get(running.task.graph_hash)
         if graph is None:
             self._fail(running, GraphVersionError(f"no graph {running.task.graph_hash} is loaded here"))
-        elif graph.nodes[running.task.node_id].is_async:
+        elif graph.nodes[running.task.place].is_async:
             # Its own timeout ends it, unless it holds up the loop, which only another thread can see.
             running.deadline += LOOP_GRACE_SECONDS
             self._watch(running.deadline)
@@ -94,7 +106,7 @@ class Executor:
         """Run a task, and then those that wait, as long as this thread may serve: handing them to another would cost more."""
         while True:
             try:
-                outcome = without_loop(execute(graph, running.task, running.context))
+                outcome = without_loop(execute(graph, running.task, running.context, self._isolated(running)))
             except BaseException as error:  # also SystemExit: a node must not end its slot's thread
                 serves = self._fail(running, error)
             else:
@@ -103,7 +115,7 @@ class Executor:
             if following is None:
                 return serves
             found = self._graphs.get(following.task.graph_hash)
-            if found is None or found.nodes[following.task.node_id].is_async:
+            if found is None or found.nodes[following.task.place].is_async:
                 self._start(following)
                 return serves
             graph, running = found, following
@@ -125,7 +137,7 @@ class Executor:
         limit = asyncio.timeout(running.task.timeout_seconds)
         try:
             async with limit:
-                outcome = await execute(graph, running.task, running.context)
+                outcome = await execute(graph, running.task, running.context, self._isolated(running))
         except BaseException as error:
             running.context.cancelled = True
             self._fail(running, timeout_of(running.task) if limit.expired() else error)
@@ -134,7 +146,25 @@ class Executor:
         self.pump()
 
     def _fail(self, running: Running, error: BaseException) -> bool:
+        if isinstance(error, NodeRaised):
+            return self._finish(running, failure=error.failure, cause=error.__cause__)
         return self._finish(running, failure=failure_of(error, running.task), cause=error)
+
+    def _isolated(self, running: Running) -> Isolated:
+        """How a task's node is called in a process of its own, which `running` then knows."""
+
+        def call(spec: NodeSpec, argument: Any) -> Any:
+            def started(child: Child) -> None:
+                running.child = child
+                if running.context.cancelled:
+                    child.kill()
+
+            returned = self._children.call(spec, argument, running.task, started)
+            running.child = None
+            running.context.events += returned.events
+            return returned.value
+
+        return call
 
     def _finish(
         self,
@@ -176,8 +206,7 @@ class Executor:
             waiting = list(self._running)
         overdue = [running for running in waiting if running.deadline <= now]
         for running in overdue:
-            running.context.cancelled = True
-            if self._fail(running, timeout_of(running.task)):
+            if self._fail(running, timeout_of(running.task)) and not running.cancel():
                 self.abandoned += 1
                 if running.is_async and self._loop is not None:
                     # The next ones get a loop that is not held up.
@@ -188,11 +217,11 @@ class Executor:
         return min((running.deadline for running in waiting if running.deadline > now), default=None)
 
     def cancel(self, run_id: str) -> None:
-        """Tell the run's nodes, through `ctx.cancelled`, that their results are no longer wanted."""
+        """Tell the run's nodes, through `ctx.cancelled`, that their results are no longer wanted; isolated ones are killed."""
         with self._lock:
             for running in self._running:
                 if running.task.run_id == run_id:
-                    running.context.cancelled = True
+                    running.cancel()
 
     def _event_loop(self) -> EventLoop:
         if self._loop is None:
@@ -210,10 +239,11 @@ class Executor:
         with self._lock:
             self._closed = True
             for running in self._running:
-                running.context.cancelled = True
+                running.cancel()
             self._running.clear()
         if self._watchdog is not None:
             self._watchdog.close()
         if self._loop is not None:
             self._loop.close(CLOSE_SECONDS)
         self._threads.close(CLOSE_SECONDS)
+        self._children.close()

@@ -134,7 +134,7 @@ class WorkerProcess:
 
     def _knows(self, task: Task) -> bool:
         graph = self._graphs.get(task.graph_hash)
-        return graph is not None and task.node_id in graph.nodes
+        return graph is not None and task.place in graph.nodes
 
     def start(self, jobs: Sequence[ClaimedJob]) -> None:
         """Execute the tasks of jobs that this process has claimed."""

@@ -55,7 +55,7 @@ def _print(console: Console, explanation: Explanation) -> None:
         open_items = [item for item in explanation.items if item.state != "done"]
         for item in open_items[:ITEMS_SHOWN]:
             where = f" {item.where}" if item.where else ""
-            failed = f", failed {item.failures} times" if item.failures else ""
+            failed = f", failed {item.failures} times, last with {item.error}" if item.failures else ""
             say(f"  {item.order_key} {item.node_id}: {item.state}{where}{failed}")
         if len(open_items) > ITEMS_SHOWN:
             say(f"  and {len(open_items) - ITEMS_SHOWN} more")

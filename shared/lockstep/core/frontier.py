@@ -35,7 +35,7 @@ def next_frontier(topology: Topology, frontier: Frontier, step_id: int, finished
     for item in frontier.items:
         parent = ROOT_PATH if item.node_id == START else item.path
         routes = finished[item.path].routes
-        triggered += _targets_of(topology, item.node_id, parent, routes, firing, step_id)
+        triggered += _targets_of(topology, item.place, parent, routes, firing, step_id)
     following = _release(topology, Frontier(deferred=frontier.deferred, arrived=arrived), triggered, step_id)
     starving = [index for index in arrived if topology.barriers[index].target != END]
     if not following.items and starving:
@@ -54,7 +54,7 @@ def _fill_barriers(topology: Topology, frontier: Frontier) -> tuple[dict[int, fr
     """The barriers still half filled after this step, and those that it completes."""
     if not topology.barriers:
         return {}, {}
-    done = {item.node_id for item in frontier.items}
+    done = {item.place for item in frontier.items}
     arrived: dict[int, frozenset[str]] = {}
     firing: dict[int, None] = {}
     for index, barrier in enumerate(topology.barriers):
@@ -124,6 +124,13 @@ def _ranked(due: Sequence[Waiting], ordering: Ordering, step_id: int) -> tuple[W
         key = order_key_of(ordering, rank, path)
         items.append(WorkItem(waiting.node_id, path, waiting.parent_path, waiting.edge_index, key, step_id, waiting.payload))
     return in_order(items) if ordering == "hash" else tuple(items)
+
+
+def stand_in(item: WorkItem, handler: str) -> WorkItem:
+    """The item of an error handler for one that failed: its child by identity, at its rank, with its input."""
+    path = path_of(item.path, handler, 0)
+    key = item.order_key[:4] + path[:4]
+    return WorkItem(handler, path, item.path, 0, key, item.scheduled_step, item.payload, stands_for=item.node_id)
 
 
 def in_order(items: Iterable[WorkItem]) -> tuple[WorkItem, ...]:

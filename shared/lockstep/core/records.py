@@ -8,7 +8,11 @@ import msgspec
 
 
 class WorkItem(msgspec.Struct, frozen=True):
-    """A node due in a step. `payload` holds a Send's canonical bytes; None means that the node runs on the state."""
+    """A node due in a step. `payload` holds a Send's canonical bytes; None means that the node runs on the state.
+
+    The item of an error handler is known by the handler's name, and `stands_for` the node that failed: it has that node's
+    place in the step and in the graph.
+    """
 
     node_id: str
     path: bytes
@@ -17,6 +21,12 @@ class WorkItem(msgspec.Struct, frozen=True):
     order_key: bytes
     scheduled_step: int
     payload: bytes | None = None
+    stands_for: str | None = None
+
+    @property
+    def place(self) -> str:
+        """The node of the graph whose edges, queue and rules are the item's."""
+        return self.stands_for or self.node_id
 
 
 class Route(msgspec.Struct, frozen=True):
