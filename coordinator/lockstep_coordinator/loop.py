@@ -368,7 +368,7 @@ class Coordinator:
         """Drop a run whose tasks nobody wants any more: it has ended, or another version of it is moved."""
         self._drop(run)
         if run.in_flight:
-            self._broker.cancel(run.run_id)
+            self._broker.cancel(run.run_id, run.row.partition_id)
 
     def _drop(self, run: ActiveRun) -> None:
         """Take a run out of memory; the store has the truth."""

@@ -262,8 +262,9 @@ class Broker(Protocol):
     def forget(self, run_id: str) -> None:
         """The caller follows the run no more; its tasks go on, for its next owner."""
 
-    def cancel(self, run_id: str) -> None:
-        """Nothing of the run is wanted any more: withdraw its tasks, and tell the workers that have some."""
+    def cancel(self, run_id: str, partition_id: str) -> None:
+        """Nothing of the run is wanted any more: withdraw its tasks, and tell the workers that have some, unless its partition
+        has another owner by now."""
 
     def depth(self, queue: str) -> int:
         """How many tasks a queue holds."""

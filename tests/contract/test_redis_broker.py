@@ -41,7 +41,7 @@ from lockstep.broker.announce import MAX_WAITING, Announcer
 from lockstep.broker.names import EXECUTION
 from lockstep.broker.presence import PRESENCE_TTL_SECONDS, read_presence
 from lockstep.broker.quarantine import KEPT_SECONDS, Quarantine
-from lockstep.broker.redis import BATCH_TASKS, SHORT_NODE_MS, STATE_INLINE_BYTES, RedisBroker
+from lockstep.broker.redis import BATCH_TASKS, CANCELLED_SECONDS, SHORT_NODE_MS, STATE_INLINE_BYTES, RedisBroker
 from lockstep.broker.scripts import ENQUEUE
 from lockstep.errors import BrokerUnavailableError, ConfigurationError
 from lockstep.records import HandedBack, Outstanding, Task, Unreadable, Wake
@@ -480,8 +480,47 @@ def test_tasks_of_a_run_that_is_followed_no_more_are_not_lost(world: RedisWorld,
     broker.offer([mine, other])
     world.redis.delete(world.names.queue("default"))
     # when nobody wants one of them any more, then only the other is lost
-    getattr(broker, leave_alone)("run-1")
+    broker.forget("run-1") if leave_alone == "forget" else broker.cancel("run-1", "p")
     assert sweeps(broker, 2) == [[], [outstanding(other)]]
+
+
+# --- cancelled runs -----------------------------------------------------------------------------------------------------------
+
+
+def test_workers_learn_once_of_cancelled_runs_and_how_long_ago_that_was(world: RedisWorld) -> None:
+    broker, link = world.broker(owns={"p": 9}), world.worker().link
+    assert link.newly_cancelled() == []
+    broker.cancel("run-1", "p")
+    world.redis.zincrby(world.names.cancelled, -5000, "run-1")
+    broker.cancel("run-2", "p")
+    [(one, long_ago), (other, just_now)] = link.newly_cancelled()
+    assert (one, other) == ("run-1", "run-2")
+    assert 5.0 <= long_ago < LONG_SECONDS
+    assert long_ago - 5.0 >= just_now >= 0.0
+    assert link.newly_cancelled() == []
+    # and a worker that comes later learns of them, too, until they are too old
+    assert len(world.worker().link.newly_cancelled()) == 2
+    world.redis.zincrby(world.names.cancelled, -CANCELLED_SECONDS * 1000, "run-2")
+    broker.cancel("run-3", "p")
+    assert [run_id for run_id, _ in world.worker().link.newly_cancelled()] == ["run-1", "run-3"]
+
+
+def test_many_cancelled_runs_are_learned_of_in_parts(world: RedisWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lockstep.broker.worker.CANCELLED_PER_LOOK", 2)
+    broker, link = world.broker(owns={"p": 9}), world.worker().link
+    for number in range(3):
+        broker.cancel(f"run-{number}", "p")
+        world.redis.zincrby(world.names.cancelled, number - 10, f"run-{number}")
+    assert [len(link.newly_cancelled()) for _ in range(3)] == [2, 1, 0]
+
+
+def test_who_owns_a_partition_no_more_cancels_nothing_in_it(world: RedisWorld) -> None:
+    older = world.broker(owns={"p": 9})
+    newer = world.broker(owns={"p": 10})
+    older.cancel("run-1", "p")
+    assert world.worker().link.newly_cancelled() == []
+    newer.cancel("run-1", "p")
+    assert len(world.worker().link.newly_cancelled()) == 1
 
 
 # --- a server that forgets ----------------------------------------------------------------------------------------------------

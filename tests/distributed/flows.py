@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import operator
 import os
@@ -154,3 +155,36 @@ wide.add_node("scatter", scatter)
 wide.add_node("leaf", leaf, queue="wide")
 wide.add_edge(START, "scatter")
 wide.add_conditional_edges("scatter", leaves, ["leaf"])
+
+ends = Graph(State, name="ends")
+
+
+@ends.node
+def watchful(state: State, ctx: Context) -> dict[str, Any]:
+    note(state["ledger"], f"{ctx.run_id} {ctx.path} {ctx.delivery} {os.getpid()}")
+    while not ctx.cancelled:
+        time.sleep(0.01)
+    note(state["gate"], "watchful")
+    return {}
+
+
+@ends.node
+async def suspended(state: State, ctx: Context) -> dict[str, Any]:
+    note(state["ledger"], f"{ctx.run_id} {ctx.path} {ctx.delivery} {os.getpid()}")
+    try:
+        await asyncio.Event().wait()
+    finally:
+        note(state["gate"], "suspended")
+    return {}
+
+
+def stubborn(state: State, ctx: Context) -> dict[str, Any]:
+    note(state["ledger"], f"{ctx.run_id} {ctx.path} {ctx.delivery} {os.getpid()}")
+    note(state["gate"], " ".join(name for name in os.environ if name.startswith("LOCKSTEP_")) or "no variables")
+    while True:
+        time.sleep(0.01)
+
+
+ends.add_node("stubborn", stubborn, isolation="process")
+for name in ("watchful", "suspended", "stubborn"):
+    ends.add_edge(START, name)

@@ -89,6 +89,16 @@ class Claims:
             self._changed.notify_all()
         return [task.handed_back(reason) for task in tasks]
 
+    def give_up_run(self, run_id: str, reason: str) -> list[HandedBack]:
+        """Take back what waits of a run."""
+        with self._changed:
+            tasks = [task for held in self._jobs.values() for task in held.waiting if task.run_id == run_id]
+            for held in self._jobs.values():
+                held.waiting = deque(task for task in held.waiting if task.run_id != run_id)
+            self._ready = deque(held for held in self._ready if held.waiting)
+            self._changed.notify_all()
+        return [task.handed_back(reason) for task in tasks]
+
     def settle(self, answer: TaskResult | HandedBack) -> Settled | None:
         """A task is answered; None: it was before."""
         key = _key(answer)

@@ -7,6 +7,7 @@ the queue, where any other worker may take it.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 from lockstep.core.records import Failure
 from lockstep.errors import GraphVersionError
 from lockstep.graph import CompiledGraph, NodeSpec
-from lockstep.records import Task, TaskResult
+from lockstep.records import HandedBack, Task, TaskResult
 from lockstep_worker.context import NodeContext
 from lockstep_worker.execute import Isolated, execute, failure_of, timeout_of, without_loop
 from lockstep_worker.isolation import Child, Children, NodeRaised
@@ -33,24 +34,26 @@ LOOP_GRACE_SECONDS = 0.5
 class Running:
     """A task in a slot. Whoever takes it out of the executor's set first, its end or its timeout, answers for it."""
 
-    __slots__ = ("child", "context", "deadline", "is_async", "started", "started_at", "task")
+    __slots__ = ("child", "context", "coroutine", "deadline", "is_async", "is_unwanted", "started", "started_at", "task")
 
     def __init__(self, task: Task) -> None:
         self.task = task
         self.is_async = False
+        self.is_unwanted = False
         self.child: Child | None = None
+        self.coroutine: Callable[[], object] | None = None
         self.context = NodeContext(task)
         self.started_at = time.time_ns() // 1_000_000
         self.started = time.perf_counter()
         self.deadline = self.started + task.timeout_seconds
 
-    def cancel(self) -> bool:
-        """Nobody wants the result any more: say so to the node, or kill its process; False: there is none to kill."""
+    def cancel(self) -> None:
+        """Nobody wants the result any more: say so to the node, and cancel or kill what can be."""
         self.context.cancelled = True
-        if self.child is None:
-            return False
-        self.child.kill()
-        return True
+        if self.coroutine is not None:
+            self.coroutine()
+        if self.child is not None:
+            self.child.kill()
 
 
 class Executor:
@@ -66,7 +69,7 @@ class Executor:
         slots: int,
         name: str,
         take: Callable[[], Task | None],
-        deliver: Callable[[TaskResult], None],
+        deliver: Callable[[TaskResult | HandedBack], None],
     ) -> None:
         self._graphs = graphs
         self._slots = slots
@@ -135,8 +138,13 @@ class Executor:
 
     async def _run_async(self, graph: CompiledGraph, running: Running) -> None:
         limit = asyncio.timeout(running.task.timeout_seconds)
+        mine, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert mine is not None
+        running.coroutine = lambda: loop.call_soon_threadsafe(mine.cancel)
         try:
             async with limit:
+                if running.context.cancelled:
+                    raise asyncio.CancelledError
                 outcome = await execute(graph, running.task, running.context, self._isolated(running))
         except BaseException as error:
             running.context.cancelled = True
@@ -146,6 +154,8 @@ class Executor:
         self.pump()
 
     def _fail(self, running: Running, error: BaseException) -> bool:
+        if running.is_unwanted:
+            return self._finish(running, handed_back="its run was cancelled")
         if isinstance(error, NodeRaised):
             return self._finish(running, failure=error.failure, cause=error.__cause__)
         return self._finish(running, failure=failure_of(error, running.task), cause=error)
@@ -172,12 +182,16 @@ class Executor:
         outcome: bytes | None = None,
         failure: Failure | None = None,
         cause: BaseException | None = None,
+        handed_back: str | None = None,
     ) -> bool:
         """Free the slot and deliver the result; False: the task's time had passed, and the result is dropped."""
         with self._lock:
             if running not in self._running:
                 return False
             self._running.remove(running)
+        if handed_back is not None:
+            self._deliver(running.task.handed_back(handed_back))
+            return True
         self._deliver(
             TaskResult(
                 run_id=running.task.run_id,
@@ -206,8 +220,9 @@ class Executor:
             waiting = list(self._running)
         overdue = [running for running in waiting if running.deadline <= now]
         for running in overdue:
-            if self._fail(running, timeout_of(running.task)) and not running.cancel():
-                self.abandoned += 1
+            if self._fail(running, timeout_of(running.task)):
+                running.cancel()
+                self.abandoned += running.child is None
                 if running.is_async and self._loop is not None:
                     # The next ones get a loop that is not held up.
                     self._loop.retire()
@@ -216,11 +231,15 @@ class Executor:
             self.pump()
         return min((running.deadline for running in waiting if running.deadline > now), default=None)
 
-    def cancel(self, run_id: str) -> None:
-        """Tell the run's nodes, through `ctx.cancelled`, that their results are no longer wanted; isolated ones are killed."""
+    def cancel(self, run_id: str, started_before: float = math.inf) -> None:
+        """Nothing of the run is wanted now: async nodes are cancelled, isolated ones killed, the others see `ctx.cancelled`.
+
+        `started_before` leaves out what has started later (by time.perf_counter). What a node raises now is no failure of it.
+        """
         with self._lock:
             for running in self._running:
-                if running.task.run_id == run_id:
+                if running.task.run_id == run_id and running.started < started_before:
+                    running.is_unwanted = True
                     running.cancel()
 
     def _event_loop(self) -> EventLoop:

@@ -159,6 +159,16 @@ class WorkerProcess:
         for handed_back in self.claims.give_up_waiting(after_seconds, reason):
             self._answer(handed_back)
 
+    def end_cancelled(self) -> None:
+        """Cancel the nodes of runs of which nothing more is wanted."""
+        if not len(self.claims):
+            return
+        for run_id, seconds_ago in self.link.newly_cancelled():
+            for handed_back in self.claims.give_up_run(run_id, "its run was cancelled"):
+                self._answer(handed_back)
+            # What has started since belongs to a retry of the run.
+            self.executor.cancel(run_id, time.perf_counter() - seconds_ago)
+
     def queue_depths(self) -> dict[str, int] | None:
         """How many tasks each of this worker's queues holds; None: Redis does not answer."""
         try:
@@ -246,6 +256,7 @@ class RqWorker(BaseWorker):
             return
         self._next_look = now + LOOK_SECONDS
         self._process.keep_beating()
+        self._process.end_cancelled()
         known, suspended = self.connection.exists(self.key), self.connection.exists(WORKERS_SUSPENDED)
         if not known:
             self.register_birth()

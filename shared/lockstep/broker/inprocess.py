@@ -7,7 +7,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from lockstep.records import Message, Outstanding, Task, TaskResult, Wake
+from lockstep.records import HandedBack, Message, Outstanding, Task, TaskResult, Wake
 
 
 class InProcessBroker:
@@ -55,8 +55,8 @@ class InProcessBroker:
             self._depths[task.queue] -= 1
             return task
 
-    def deliver(self, result: TaskResult) -> None:
-        """Send a result to the coordinator."""
+    def deliver(self, result: TaskResult | HandedBack) -> None:
+        """Send an answer to the coordinator."""
         self._messages.put(result)
 
     def receive(self, timeout_seconds: float) -> list[Message]:
@@ -99,7 +99,7 @@ class InProcessBroker:
             self._depths.subtract(task.queue for task in withdrawn)
             return [task.path for task in withdrawn]
 
-    def cancel(self, run_id: str) -> None:
+    def cancel(self, run_id: str, partition_id: str) -> None:
         self.withdraw(run_id)
         self._on_cancel(run_id)
 

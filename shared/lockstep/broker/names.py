@@ -30,6 +30,8 @@ class Names:
         self.beats = f"{namespace}:beats"
         self.epochs = f"{namespace}:epochs"
         self.events = f"{namespace}:events"
+        self.cancelled = f"{namespace}:cancelled"
+        """Runs of which nothing more is wanted, by when that was said; has a TTL."""
         self.quarantine = f"{namespace}:quarantine"
         """A stream of messages that cannot be used; bounded, and it has a TTL."""
 

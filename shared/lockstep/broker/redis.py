@@ -24,7 +24,7 @@ from lockstep.broker.connection import check_server, connect, translated
 from lockstep.broker.names import Names, rq_now
 from lockstep.broker.presence import BEAT_SECONDS, Presence, read_presence, tasks_of
 from lockstep.broker.quarantine import Quarantine
-from lockstep.broker.scripts import ACKNOWLEDGE, ENQUEUE, MARK, OWN, RECOUNT
+from lockstep.broker.scripts import ACKNOWLEDGE, CANCEL, ENQUEUE, MARK, OWN, RECOUNT
 from lockstep.broker.signing import Signer
 from lockstep.records import HandedBack, Message, Outstanding, Task, TaskResult, Unreadable, Wake
 from lockstep.wire import JOB_HEAD, JOB_TAIL, decode_results, encode_results, encode_task
@@ -57,6 +57,9 @@ GATHER_SECONDS = 0.003
 GATHER_SHARE = 4
 """When less than one in so many of the tasks that are out has been answered, more answers are waited for, for a moment: a
 transaction costs as much for one as for many."""
+
+CANCELLED_SECONDS = 60.0
+"""How long workers can learn that a run is cancelled. They look every second; one that cannot for so long lets nodes run on."""
 
 STRIKES = 2
 """How many sweeps in a row miss a task before it is lost: between two reads it may just have been on its way."""
@@ -375,8 +378,11 @@ class RedisBroker:
     def forget(self, run_id: str) -> None:
         self._dispatched.pop(run_id, None)
 
-    def cancel(self, run_id: str) -> None:
+    def cancel(self, run_id: str, partition_id: str) -> None:
         self.forget(run_id)
+        keys, epoch = (self._names.cancelled, self._names.epochs), self._owned.get(partition_id, 0)
+        with self._translated():
+            self._redis.eval(CANCEL, len(keys), *keys, run_id, partition_id, epoch, int(CANCELLED_SECONDS * 1000))
 
     def depth(self, queue: str) -> int:
         with self._translated():

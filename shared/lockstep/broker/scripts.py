@@ -124,6 +124,27 @@ while arg <= #ARGV do
 end
 """
 
+CANCEL = """
+-- Says that nothing more of a run is wanted, unless its partition has another owner by now.
+-- KEYS: cancelled, epochs. ARGV: run, partition, epoch, milliseconds to keep it
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[4])
+local stored = redis.call('HGET', KEYS[2], ARGV[2])
+if stored and tonumber(stored) > tonumber(ARGV[3]) then return end
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+"""
+
+CANCELLED = """
+-- The runs that were cancelled after the moment `since`, oldest first.
+-- KEYS: cancelled. ARGV: since, how many at most
+-- Returns the server's time in milliseconds, then runs and moments in turn.
+local time = redis.call('TIME')
+local now = string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000))
+return {now, unpack(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. ARGV[1], '+inf', 'WITHSCORES', 'LIMIT', 0, ARGV[2]))}
+"""
+
 ANNOUNCE = """
 -- Wakes the owner of a partition, who may not exist: then its stream must not grow. KEYS: stream. ARGV: bound
 if redis.call('XLEN', KEYS[1]) < tonumber(ARGV[1]) then redis.call('XADD', KEYS[1], '*', 'wake', '') end

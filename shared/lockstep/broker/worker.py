@@ -16,7 +16,7 @@ from lockstep.broker.connection import connect
 from lockstep.broker.names import EXECUTION, Names
 from lockstep.broker.presence import PRESENCE_TTL_SECONDS, WorkerInfo
 from lockstep.broker.quarantine import Quarantine
-from lockstep.broker.scripts import CLAIM
+from lockstep.broker.scripts import CANCELLED, CLAIM
 from lockstep.broker.signing import Signer
 from lockstep.records import HandedBack, Task, TaskResult
 from lockstep.wire import TaskMessage, decode_task, encode_results, split_job
@@ -29,6 +29,9 @@ RESULTS_PER_ENTRY = 64
 
 COMPARE_SECONDS = 5.0
 """How often the claims in Redis are compared with the jobs that have arrived here."""
+
+CANCELLED_PER_LOOK = 1000
+"""Cancelled runs that a worker learns of in one look; of more, at the next one."""
 
 Answer = TaskResult | HandedBack
 
@@ -70,6 +73,7 @@ class WorkerLink:
         self._state_bytes = 0
         self._held: set[str] = set()
         self._next_comparison = 0.0
+        self._cancelled_until = 0
 
     def claim(self, room: int) -> list[ClaimedJob]:
         """As many jobs as there is room for, from each queue in turn; none while workers are suspended."""
@@ -133,6 +137,15 @@ class WorkerLink:
             [(job_id.decode(), json.loads(claim)[0]) for job_id, claim in claims.items() if job_id.decode() not in self._held]
         )
         self._next_comparison = time.monotonic() + COMPARE_SECONDS
+
+    def newly_cancelled(self) -> list[tuple[str, float]]:
+        """The runs that were cancelled since the last call, and how many seconds ago."""
+        answer: Any = self._redis.eval(CANCELLED, 1, self.names.cancelled, self._cancelled_until, CANCELLED_PER_LOOK)
+        now, *pairs = answer
+        runs = [(run.decode(), int(at)) for run, at in zip(pairs[::2], pairs[1::2], strict=True)]
+        if runs:
+            self._cancelled_until = runs[-1][1]
+        return [(run_id, (int(now) - at) / 1000) for run_id, at in runs]
 
     def wait(self, seconds: int) -> None:
         """Wait until a job is put into one of the queues, at most this long. It may be gone when this returns."""
