@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection
 
 import msgspec
@@ -26,6 +26,10 @@ class Counts(msgspec.Struct):
     """Items that found their queue full; each counts once, however long it waits."""
     quarantined: int = 0
     """Messages that could not be used."""
+    retries: int = 0
+    """Attempts that were followed by another one."""
+    ended: Counter[tuple[str, str]] = msgspec.field(default_factory=Counter)
+    """Runs that ended, by status and the type of the error that ended them, "" for none."""
     dropped_results: int = 0
     """Results that came too late to matter: of a run that had ended, or of an item that had one."""
 
@@ -96,10 +100,9 @@ class Dispatcher:
 
     def _refuse(self, run: ActiveRun, item: WorkItem, queue: str) -> None:
         """The item stays in the frontier and is offered again when there is room."""
-        if item.path in run.refused:
-            return
         run_id, since = run.run_id, self._clock.monotonic()
-        run.refused[item.path] = since
+        if not run.hold_back(item, queue, since):
+            return
         self._counts.backpressure_events += 1
         if run.options.backpressure_timeout_seconds is not None:
             self._set_timer(run.options.backpressure_timeout_seconds, lambda: self._give_up(run_id, item, queue, since))

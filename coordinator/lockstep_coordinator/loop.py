@@ -199,6 +199,7 @@ class Coordinator:
             return
         self._moved[run.run_id] = run
         if isinstance(verdict, Retry):
+            self.counts.retries += isinstance(answer, TaskResult)
             self._rest(run.run_id, verdict)
 
     def _try_again(self, run_id: str, item: WorkItem) -> None:
@@ -340,6 +341,7 @@ class Coordinator:
     def _accept(self, run: ActiveRun, transition: Transition, step: Step | None) -> None:
         run.accept(transition, step)
         if run.row.status in FINISHED:
+            self.counts.ended[run.row.status.value, run.error_type] += 1
             self._forget(run)
         elif transition.update is not None and transition.update.revives:
             self._forget(run)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any
@@ -38,7 +38,7 @@ from lockstep.records import (
     TaskResult,
     Transition,
 )
-from lockstep.wire import EmittedEvent, JournalMeta, decode_meta, decode_outcome
+from lockstep.wire import ENGINE_EVENTS, EmittedEvent, JournalMeta, decode_meta, decode_outcome
 
 SNAPSHOT_MIN_BYTES = 16 * 1024
 """Below this many bytes of patches since the last snapshot, no new one is taken, however small the state."""
@@ -49,6 +49,9 @@ MAX_RETURN_PAUSE_SECONDS = 5.0
 
 MAX_REDELIVERIES = 5
 """How often a task may get lost before its run fails."""
+
+BACKPRESSURE = f"{ENGINE_EVENTS}backpressure"
+"""The event of a step some of whose items had to wait for room in a queue: how many, and for which."""
 
 ONCE = RetryPolicy(max_attempts=1)
 
@@ -86,6 +89,7 @@ class ActiveRun:
         self.ready: dict[str, deque[WorkItem]] = {}
         self.in_flight: dict[bytes, int] = {}
         self.refused: dict[bytes, float] = {}
+        self._held_back: Counter[str] = Counter()
         self.cause: BaseException | None = None
         self._items: dict[bytes, WorkItem] = {}
         self._outcomes: dict[bytes, Finished] = {}
@@ -111,6 +115,11 @@ class ActiveRun:
     def run_id(self) -> str:
         """The run's id."""
         return self.row.run_id
+
+    @property
+    def error_type(self) -> str:
+        """The type of the error that ended the run; "" for none."""
+        return str(json.loads(self.row.error)["type"]) if self.row.error is not None else ""
 
     def resume(
         self, state: State, frontier: Frontier, patch_bytes: int, journal: Iterable[JournalRow], now: float
@@ -163,6 +172,7 @@ class ActiveRun:
         for item in frontier.items:
             self.ready.setdefault(self.graph.nodes[item.place].queue, deque()).append(item)
         self.refused.clear()
+        self._held_back.clear()
         self._outcomes, self._events, self._failures, self._budget_used = {}, {}, {}, {}
         self._deliveries, self._losses, self._returns = {}, {}, {}
         self._handled.clear()
@@ -215,6 +225,14 @@ class ActiveRun:
         del self.in_flight[item.path]
         self._deliveries[item.path] -= 1
         self.ready.setdefault(self.graph.nodes[item.place].queue, deque()).appendleft(item)
+
+    def hold_back(self, item: WorkItem, queue: str, now: float) -> bool:
+        """The item found its queue full, and waits; False: it does so already."""
+        if item.path in self.refused:
+            return False
+        self.refused[item.path] = now
+        self._held_back[queue] += 1
+        return True
 
     def absorb(self, result: TaskResult) -> Retry | Verdict | Unusable:
         """Take in a result: the first `done` of an item wins, failures count from the current delivery; the rest is dropped.
@@ -412,9 +430,8 @@ class ActiveRun:
         if error is not None:
             status = RunStatus.CANCELLED if isinstance(error, RunCancelledError) else RunStatus.FAILED
             located = error.located(run_id=self.run_id)
-            return msgspec.structs.replace(
-                common, update=self._update(status, error=canonical_bytes(located.to_record()))
-            ), None
+            update = self._update(status, error=canonical_bytes(located.to_record()))
+            return msgspec.structs.replace(common, update=update, events=(self._end_event(status, located),)), None
         if step is None:
             return common, None
         status = RunStatus.SUCCEEDED if step.done else RunStatus.RUNNING
@@ -484,20 +501,32 @@ class ActiveRun:
         return step.state.to_bytes()
 
     def _events_in_order(self) -> tuple[Event, ...]:
-        if not any(self._events.values()):
+        if not self._held_back and not any(self._events.values()):
             return ()
         emitted = [(item.node_id, event) for item in self.frontier.items for event in self._events[item.path]]
+        waits = [("", (BACKPRESSURE, {"items": n, "queue": name})) for name, n in sorted(self._held_back.items())]
+        step_id = self.row.step_id + 1
         return tuple(
-            Event(
-                run_id=self.run_id,
-                sequence=self.row.version + 1,
-                position=position,
-                step_id=self.row.step_id + 1,
-                node_id=node_id,
-                type=kind,
-                data=canonical_bytes(data),
-            )
-            for position, (node_id, (kind, data)) in enumerate(emitted)
+            self._event(position, step_id, node_id, kind, data)
+            for position, (node_id, (kind, data)) in enumerate([*emitted, *waits])
+        )
+
+    def _end_event(self, status: RunStatus, error: LockstepError) -> Event:
+        """What says that the run ends here, and why; of the last step that it committed."""
+        record = error.to_record()
+        said = {name: record.get(name) for name in ("attempt", "message", "node_id", "step_id", "type")}
+        said |= {name: getattr(error, name) for name in ("attempt", "node_id", "step_id")}
+        return self._event(0, self.row.step_id, error.node_id or "", f"{ENGINE_EVENTS}{status}", said)
+
+    def _event(self, position: int, step_id: int, node_id: str, kind: str, data: Any) -> Event:
+        return Event(
+            run_id=self.run_id,
+            sequence=self.row.version + 1,
+            position=position,
+            step_id=step_id,
+            node_id=node_id,
+            type=kind,
+            data=canonical_bytes(data),
         )
 
     def accept(self, transition: Transition, step: Step | None) -> None:

@@ -19,13 +19,18 @@ from lockstep.wire import decode_meta, decode_outcome
 KINDS: dict[str, type[StoredRow]] = {"step": StepRow, "snapshot": SnapshotRow, "event": Event, "journal": JournalRow}
 NAMES = {kind: name for name, kind in KINDS.items()}
 NO_ENTRY = (False, b"", "", 0)
-NO_EVENTS: tuple[int, Iterable[Event]] = (-1, ())
+BEFORE_ALL = -1
+"""The step of the events of a run that ended before its first one."""
+NO_EVENTS: tuple[int, Iterable[Event]] = (-2, ())
 
 
 def stored_rows(reader: Reader, row: RunRow) -> Iterator[StoredRow]:
     """All that belongs to a run, step by step: the step, its snapshot, its events, the journal of the items that it left."""
     events = groupby(reader.events(row.run_id), attrgetter("step_id"))
     step_id, some = next(events, NO_EVENTS)
+    if step_id == BEFORE_ALL:
+        yield from some
+        step_id, some = next(events, NO_EVENTS)
     for first in range(0, row.step_id + 1, STEPS_PER_READ):
         steps = reader.steps(row.run_id, first, min(first + STEPS_PER_READ - 1, row.step_id))
         if not steps:
@@ -112,7 +117,7 @@ class Check:
     def _follow_step(self, step: StepRow) -> None:
         self._require(step, step.step_id == self._step_id + 1, "is out of order")
         complete = self._done == self._paths and len(self._results) == len(self._paths)
-        self._require(step, complete, "was not stored with one result for each of its items")
+        self._require(step, complete, "was stored without the results of all its items")
         with self._reading(step):
             state, frontier = self._state.patched(step.patch), decode_frontier(step.frontier, step.step_id)
         self._require(step, state.hash() == step.state_hash, "does not lead to a state with its hash")

@@ -202,7 +202,8 @@ class Defect(msgspec.Struct, frozen=True):
 
 
 class PublishedEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """An event as a sink gets it. `committed_at` is when its step was committed, in milliseconds by the database's clock."""
+    """An event as a sink gets it. `committed_at` is when its step was committed, in milliseconds by the database's clock; of a
+    run that ended before its first step, when it was submitted."""
 
     graph: str
     committed_at: int

@@ -22,6 +22,9 @@ Count = Annotated[int, Meta(ge=0, le=2**53)]
 EmittedEvent = tuple[str, Any]
 """The type and the JSON data of an event."""
 
+ENGINE_EVENTS = "lockstep."
+"""What the types of events begin with that no node has emitted."""
+
 
 def encode_outcome(writes: Sequence[Write], routes: Sequence[Route], events: Sequence[EmittedEvent]) -> bytes:
     """A node's outcome as canonical JSON; empty parts are left out.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 import sqlalchemy as sa
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from lockstep.core.lifecycle import RunStatus
 from lockstep.ports import Outbox
@@ -77,6 +77,17 @@ def test_what_is_committed_waits_until_it_is_marked(world: World, outbox: Outbox
     outbox.mark("relay", "sink", [Progress(run_id="run-1", last=pending.events[-1])])
     assert claim(outbox) == {}
     assert [(b.sink, b.runs, b.parked, b.lag_seconds) for b in outbox.backlogs()] == [("sink", 0, 0, 0.0)]
+
+
+def test_an_event_of_a_run_that_ended_before_its_first_step_is_dated_by_its_submission(world: World, outbox: Outbox) -> None:
+    # given a run that failed with its input, and did well when it was retried
+    [row] = world.a.find_runs(run_ids=["run-1"])
+    failed = world.moved("run-1", -1, RunStatus.FAILED, 0, state_hash=None, error=b"{}")
+    assert world.commit(replace(failed, events=[world.event("run-1", 1, step_id=-1)])) == [Committed()]
+    [pending] = outbox.claim("relay", "sink", 100, HOUR)
+    assert [(each.event_id, each.committed_at) for each in pending.events] == [("run-1/1/0", row.created_at)]
+    outbox.mark("relay", "sink", [Progress(run_id="run-1", last=pending.events[-1])])
+    assert claim(outbox) == {}
 
 
 def test_a_run_is_claimed_by_one_relay_at_a_time(world: World, outbox: Outbox) -> None:

@@ -89,7 +89,7 @@ def test_graph_that_nobody_has_loaded(cluster: Cluster) -> None:
     with pytest.raises(UnknownGraphError, match="there is none yet"):
         cluster.client.submit("chain", {"steps": 1})
     cluster.coordinator()
-    with pytest.raises(UnknownGraphError, match="there are audit, chain, fan"):
+    with pytest.raises(UnknownGraphError, match="there are audit, chain, ends, fan"):
         cluster.client.submit("nothing", {})
 
 
@@ -207,12 +207,14 @@ def test_metrics_of_both_roles(cluster: Cluster, tmp_path: Path, monkeypatch: py
     run = cluster.client.submit("fan", {"width": 5, "gate": str(gate)})
     # then both tell how many tasks wait; the coordinator how many are out, the worker how many run
     depth = 'langgraph_queue_depth{queue="default"}'
-    nothing = {"langgraph_backpressure_events_total": 0.0, "lockstep_quarantined_messages_total": 0.0}
+    never = ("langgraph_backpressure_events", "langgraph_retries", "lockstep_abandoned_nodes", "lockstep_quarantined_messages")
+    nothing = {f"{name}_total": 0.0 for name in never}
     wanted = [{depth: 3.0, "langgraph_inflight_nodes": flying, **nothing} for flying in (5.0, 2.0)]
     cluster.until(lambda: [metrics(port) for port in ports] == wanted, "the metrics tell the truth")
     gate.touch()
     run.result(60)
     cluster.until(lambda: metrics(ports[0])["langgraph_inflight_nodes"] == 0.0, "nothing is in flight any more")
+    assert metrics(ports[0])['lockstep_ended_runs_total{error="",status="succeeded"}'] == 1.0
 
 
 def test_a_session_that_the_server_ends_is_one_clear_error(database: Database) -> None:

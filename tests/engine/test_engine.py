@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import copy
 import gc
+import json
 import operator
 import string
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -40,6 +42,7 @@ from lockstep import (
     RunCancelledError,
     RunNotFoundError,
     Send,
+    StateError,
     StreamEvent,
     WaitTimeoutError,
     add_messages,
@@ -1062,13 +1065,48 @@ def test_events_of_failed_attempts_and_uncommitted_steps_are_not_there(store_url
         run = engine.submit({})
         with pytest.raises(NodeFailedError):
             run.result(WAIT_SECONDS)
-        assert events_of(run) == []
+        assert [event[1:3] for event in events_of(run)] == [("broken", "lockstep.failed")]
 
         # when it is committed after all, then each node's events are there once
         mended.append(True)
         retry(run)
         run.result(WAIT_SECONDS)
-        assert events_of(run) == [(1, "tries", "tried", b"2"), (1, "broken", "broken", b"null")]
+        assert events_of(run)[1:] == [(1, "tries", "tried", b"2"), (1, "broken", "broken", b"null")]
+
+
+def test_what_ends_a_run_is_an_event_too(store_url: str) -> None:
+    def broken(state: State) -> None:
+        raise ValueError("no")
+
+    def cancelled(state: State, ctx: Context) -> None:
+        engine.run(ctx.run_id).cancel("enough")
+        while not ctx.cancelled:
+            time.sleep(0.001)
+
+    with Engine([single(broken, name="broken"), single(cancelled, name="cancelled")], store_url) as engine:
+        for name in ("broken", "cancelled"):
+            with pytest.raises(LockstepError):
+                engine.invoke({}, run_id=name, graph=name)
+        runs = {name: engine.run(name) for name in ("broken", "cancelled")}
+        said = {
+            name: [(e.step_id, e.type, e.node_id, json.loads(e.data)) for e in events]
+            for name, events in ((name, run.backend.reader.events(name)) for name, run in runs.items())
+        }
+        ended = engine._running().coordinator.counts.ended
+    text = "node 'work' raised ValueError: no"
+    error = {"attempt": 1, "message": text, "node_id": "work", "step_id": 1, "type": "NodeFailedError"}
+    assert said["broken"] == [(0, "lockstep.failed", "work", error)]
+    [(step_id, kind, node_id, data)] = said["cancelled"]
+    assert (step_id, kind, node_id, data["type"]) == (0, "lockstep.cancelled", "", "RunCancelledError")
+    assert data["message"] == "run cancelled was cancelled: enough"
+    assert ended == {("failed", "NodeFailedError"): 1, ("cancelled", "RunCancelledError"): 1}
+
+
+def test_the_engine_s_types_of_events_are_not_for_nodes(store_url: str) -> None:
+    reserved = r"types that begin with 'lockstep\.' are the engine's; choose another"
+    emitting = single(lambda state, ctx: ctx.emit("lockstep.failed"))
+    with Engine(emitting, store_url) as engine, pytest.raises(StateError, match=reserved):
+        engine.invoke({})
 
 
 # --- order and fairness

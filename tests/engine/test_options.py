@@ -245,6 +245,23 @@ def test_a_full_queue_holds_back_only_its_own_items(in_flight: int, gate: Gate, 
         run.result(WAIT_SECONDS)
 
 
+def test_a_step_that_had_to_wait_for_room_says_so_in_an_event(store_url: str, gate: Gate, queues: Queues) -> None:
+    graph = Graph(State).add_node("held", lambda state: gate.enter()).add_edge(START, "held")
+    for name in ("b1", "b2", "b3"):
+        graph.add_node(name, lambda state: None, queue="b").add_edge(START, name)
+    graph.add_node("after", lambda state: None).add_edge("held", "after")
+    with Engine(graph, store_url, with_max_concurrent(1), with_queue_depth(1)) as engine:
+        run = engine.submit({}, options=Options(max_concurrent=4))
+        gate.await_arrivals()
+        queues.until(lambda: bool(queues.refused))
+        gate.open()
+        run.result(WAIT_SECONDS)
+        waited = len({task.path for task in queues.refused})
+        events = [(event.step_id, event.type, event.node_id, event.data) for event in run.backend.reader.events(run.run_id)]
+        assert events == [(1, "lockstep.backpressure", "", b'{"items":%d,"queue":"b"}' % waited)]
+        assert engine._running().coordinator.counts.backpressure_events == waited > 0
+
+
 # --- backpressure_timeout_seconds
 
 

@@ -11,9 +11,9 @@ import structlog
 
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.ordering import item_key_of, item_seed_of
-from lockstep.errors import LockstepError
+from lockstep.errors import LockstepError, StateError
 from lockstep.records import Task
-from lockstep.wire import EmittedEvent
+from lockstep.wire import ENGINE_EVENTS, EmittedEvent
 
 
 class NodeContext:
@@ -55,5 +55,7 @@ class NodeContext:
         return structlog.get_logger().bind(run_id=self.run_id, step_id=self.step_id, node_id=self.node_id, attempt=self.attempt)
 
     def emit(self, type: str, data: Any = None) -> None:
+        if type.startswith(ENGINE_EVENTS):
+            raise StateError(f"event {type!r}: types that begin with {ENGINE_EVENTS!r} are the engine's; choose another")
         # Encoded now: the node may go on changing what it has emitted.
         self.events.append((type, json.loads(canonical_bytes(data, field=f"event {type}"))))

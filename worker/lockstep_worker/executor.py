@@ -34,11 +34,11 @@ LOOP_GRACE_SECONDS = 0.5
 class Running:
     """A task in a slot. Whoever takes it out of the executor's set first, its end or its timeout, answers for it."""
 
-    __slots__ = ("child", "context", "coroutine", "deadline", "is_async", "is_unwanted", "started", "started_at", "task")
+    __slots__ = ("child", "context", "coroutine", "deadline", "is_unwanted", "loop", "started", "started_at", "task")
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.is_async = False
+        self.loop: EventLoop | None = None
         self.is_unwanted = False
         self.child: Child | None = None
         self.coroutine: Callable[[], object] | None = None
@@ -99,8 +99,8 @@ class Executor:
             # Its own timeout ends it, unless it holds up the loop, which only another thread can see.
             running.deadline += LOOP_GRACE_SECONDS
             self._watch(running.deadline)
-            running.is_async = True
-            self._event_loop().spawn(self._run_async(graph, running))
+            running.loop = self._event_loop()
+            running.loop.spawn(self._run_async(graph, running))
         else:
             self._watch(running.deadline)
             self._threads.submit(lambda: self._run_in_thread(graph, running))
@@ -220,13 +220,11 @@ class Executor:
             waiting = list(self._running)
         overdue = [running for running in waiting if running.deadline <= now]
         for running in overdue:
+            if running.loop is not None:
+                self._retire(running.loop)
             if self._fail(running, timeout_of(running.task)):
                 running.cancel()
                 self.abandoned += running.child is None
-                if running.is_async and self._loop is not None:
-                    # The next ones get a loop that is not held up.
-                    self._loop.retire()
-                    self._loop = None
         if overdue:
             self.pump()
         return min((running.deadline for running in waiting if running.deadline > now), default=None)
@@ -241,6 +239,13 @@ class Executor:
                 if running.task.run_id == run_id and running.started < started_before:
                     running.is_unwanted = True
                     running.cancel()
+
+    def _retire(self, loop: EventLoop) -> None:
+        """Some node holds this loop up: those that come now get another one."""
+        with self._lock:
+            if self._loop is loop:
+                self._loop = None
+                loop.retire()
 
     def _event_loop(self) -> EventLoop:
         if self._loop is None:

@@ -80,4 +80,6 @@ def _reading(process: CoordinatorProcess, broker: RedisBroker, graphs: dict[str,
         inflight_nodes=process.in_flight,
         backpressure_events=process.counts.backpressure_events,
         quarantined=process.counts.quarantined,
+        retries=process.counts.retries,
+        ended=process.counts.ended,
     )

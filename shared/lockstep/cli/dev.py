@@ -46,6 +46,9 @@ def dev(graphs: tuple[str, ...], concurrency: int, store: str | None, sinks: tup
                 inflight_nodes=process.in_flight,
                 backpressure_events=process.counts.backpressure_events,
                 quarantined=process.counts.quarantined,
+                retries=process.counts.retries,
+                abandoned=executor.abandoned,
+                ended=process.counts.ended,
             )
 
         names = ", ".join(sorted(graph.name for graph in loaded.values()))

@@ -51,8 +51,8 @@ def worker(graphs: tuple[str, ...], redis: str | None, queues: tuple[str, ...], 
         return Reading(
             queue_depths=process.queue_depths(),
             inflight_nodes=running,
-            backpressure_events=0,
             quarantined=process.link.quarantined,
+            abandoned=process.executor.abandoned,
         )
 
     port = METRICS_PORT if settings.metrics_port is None else settings.metrics_port

@@ -74,6 +74,10 @@ class StoredRun:
         self.journal: dict[bytes, dict[tuple[str, int], JournalRow]] = {}
         self.events: list[Event] = []
 
+    def dated(self, event: Event) -> int:
+        """When an event's step was committed; of a run that ended before its first step, when it was submitted."""
+        return self.steps[event.step_id].committed_at if event.step_id >= 0 else self.row.created_at
+
 
 class MemoryStore:
     """A `Store` in this process's memory. `clock` gives milliseconds since 1970."""
@@ -95,10 +99,7 @@ class MemoryStore:
 
     def _published(self) -> dict[str, list[PublishedEvent]]:
         return {
-            run_id: [
-                PublishedEvent(graph=run.row.graph, committed_at=run.steps[event.step_id].committed_at, event=event)
-                for event in run.events
-            ]
+            run_id: [PublishedEvent(graph=run.row.graph, committed_at=run.dated(event), event=event) for event in run.events]
             for run_id, run in self._runs.items()
             if run.events
         }

@@ -131,10 +131,11 @@ class SqlOutbox:
         r, t = schema.runs.c, schema.steps.c
         is_next = sa.or_(o.sequence > u.next_sequence, sa.and_(o.sequence == u.next_sequence, o.position >= u.next_position))
         query = (
-            sa.select(schema.outbox, r.graph, t.committed_at)
+            # A run may end before its first step.
+            sa.select(schema.outbox, r.graph, sa.func.coalesce(t.committed_at, r.created_at).label("committed_at"))
             .join(schema.undelivered, sa.and_(u.run_id == o.run_id, is_next))
             .join(schema.runs, r.run_id == o.run_id)
-            .join(schema.steps, sa.and_(t.run_id == o.run_id, t.step_id == o.step_id))
+            .outerjoin(schema.steps, sa.and_(t.run_id == o.run_id, t.step_id == o.step_id))
             .where(u.sink == sink, u.run_id.in_(run_ids))
             .order_by(u.since, u.run_id, o.sequence, o.position)
             .limit(EVENTS_PER_CLAIM)

@@ -21,8 +21,11 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
     queue_depths: Mapping[str, int] | None
     inflight_nodes: int
-    backpressure_events: int
     quarantined: int
+    backpressure_events: int = 0
+    retries: int = 0
+    abandoned: int = 0
+    ended: Mapping[tuple[str, str], int] = {}
 
 
 class Readings(Collector):
@@ -48,6 +51,16 @@ class Readings(Collector):
         yield CounterMetricFamily(
             "langgraph_backpressure_events", "Items that found their queue full.", reading.backpressure_events
         )
+        yield CounterMetricFamily("langgraph_retries", "Attempts of nodes that were followed by another one.", reading.retries)
+        yield CounterMetricFamily(
+            "lockstep_abandoned_nodes",
+            "Nodes past their time that could not be stopped, since they run in a thread or hold up their event loop.",
+            reading.abandoned,
+        )
+        ended = CounterMetricFamily("lockstep_ended_runs", "Runs that ended, and with what error.", labels=["status", "error"])
+        for labels, runs in list(reading.ended.items()):
+            ended.add_metric(labels, runs)
+        yield ended
         yield CounterMetricFamily(
             "lockstep_quarantined_messages", "Messages that could not be used, see `lockstep quarantine`.", reading.quarantined
         )
