@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import msgspec
 
@@ -11,10 +11,13 @@ from lockstep.core.records import WorkItem
 from lockstep.errors import BackpressureError, LockstepError
 from lockstep.ports import Broker, Clock
 from lockstep.records import Task
+from lockstep_coordinator.ready import Lane, lane_of
 from lockstep_coordinator.run import ActiveRun
 
 OFFER_TASKS = 512
 """Tasks that are offered to the broker in one call."""
+
+Planned = tuple[ActiveRun, WorkItem, Task]
 
 SetTimer = Callable[[float, Callable[[], None]], None]
 
@@ -65,32 +68,43 @@ class Dispatcher:
 
     def dispatch(self) -> None:
         """Hand out what there is room for: one item of each run in turn, so that a large run can't starve a small one."""
-        full: set[str] = set()
+        full: set[Lane] = set()
         while plan := self._plan(full):
-            accepted = self._broker.offer([task for _, _, task in plan])
-            for (run, item, _), taken in zip(plan, accepted, strict=True):
-                if taken:
-                    run.refused.pop(item.path, None)
-            refused = [entry for entry, taken in zip(plan, accepted, strict=True) if not taken]
-            for run, item, _ in reversed(refused):
+            plan, waiting = _split(plan, self._permitted([task for _, _, task in plan]))
+            # They wait for others of their node to end: nothing is full.
+            full |= {lane_of(run.graph, item) for run, item, _ in waiting}
+            accepted, refused = _split(plan, self._broker.offer([task for _, _, task in plan]) if plan else [])
+            for run, item, _ in accepted:
+                run.refused.pop(item.path, None)
+            for run, item, _ in reversed([*waiting, *refused]):
                 run.take_back(item)
                 self._waiting[run.run_id] = run
             # Of each run and queue only the first was really refused; the others wait behind it.
             heads = {(run.run_id, task.queue): (run, item) for run, item, task in reversed(refused)}
             for (_, queue), (run, item) in heads.items():
                 self._refuse(run, item, queue)
-                full.add(queue)
+                full.add((queue, ""))
 
-    def _plan(self, full: Collection[str]) -> list[tuple[ActiveRun, WorkItem, Task]]:
-        """The next items to offer, at most OFFER_TASKS: in order within a run, in turn between runs; none for full queues."""
-        plan: list[tuple[ActiveRun, WorkItem, Task]] = []
+    def _permitted(self, tasks: Sequence[Task]) -> list[bool]:
+        """Of each task, whether its node's max_concurrent lets it go now."""
+        limited = [task for task in tasks if task.max_concurrent is not None]
+        verdicts = iter(self._broker.permit(limited) if limited else ())
+        return [task.max_concurrent is None or next(verdicts) for task in tasks]
+
+    def hold_permits(self, runs: Iterable[ActiveRun]) -> None:
+        """Tasks that an earlier owner of these runs has handed out count for their nodes, too."""
+        self._permitted([run.task_for(item) for run in runs for item in run.items_in_flight()])
+
+    def _plan(self, full: Collection[Lane]) -> list[Planned]:
+        """The next items to offer, at most OFFER_TASKS: in order within a run, in turn between runs; none for full lanes."""
+        plan: list[Planned] = []
         ring = deque(self._waiting.values())
         while ring and len(plan) < OFFER_TASKS:
             run = ring.popleft()
             item = run.next_item(full)
             if item is not None:
                 plan.append((run, item, run.task_for(item)))
-            if not run.has_ready:
+            if not run.ready:
                 del self._waiting[run.run_id]
             elif item is not None:
                 ring.append(run)
@@ -122,3 +136,9 @@ class Dispatcher:
             timeout_seconds=run.options.backpressure_timeout_seconds,
         )
         self._expire(run_id, error)
+
+
+def _split(plan: Sequence[Planned], verdicts: Sequence[bool]) -> tuple[list[Planned], list[Planned]]:
+    """Those with True, and those with False."""
+    pairs = list(zip(plan, verdicts, strict=True))
+    return [entry for entry, verdict in pairs if verdict], [entry for entry, verdict in pairs if not verdict]

@@ -276,6 +276,7 @@ class Coordinator:
             return
         for task in self._broker.outstanding(begun):
             runs[task.run_id].expect(task)
+        self._dispatcher.hold_permits(runs[run_id] for run_id in begun)
         while self._receive(0.0):
             pass  # Results that wait: with them, some items need not be handed out.
 
@@ -346,7 +347,7 @@ class Coordinator:
         elif transition.update is not None and transition.update.revives:
             self._forget(run)
             self._load(run.row)
-        elif step is not None or run.has_ready:
+        elif step is not None or run.ready:
             self._dispatcher.add(run)  # Of a step that goes on, error handlers may be ready now.
         if transition.update is not None:
             self._observer.moved(run)

@@ -5,9 +5,8 @@ Nothing here talks to a store, a broker or a clock, and nothing is lost with it:
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any
@@ -39,6 +38,7 @@ from lockstep.records import (
     Transition,
 )
 from lockstep.wire import ENGINE_EVENTS, EmittedEvent, JournalMeta, decode_meta, decode_outcome
+from lockstep_coordinator.ready import Lane, Ready
 
 SNAPSHOT_MIN_BYTES = 16 * 1024
 """Below this many bytes of patches since the last snapshot, no new one is taken, however small the state."""
@@ -86,7 +86,7 @@ class ActiveRun:
         self.seed = run_seed_of(row.run_id) if options.seed is None else options.seed
         self.state = State()
         self.frontier = Frontier()
-        self.ready: dict[str, deque[WorkItem]] = {}
+        self.ready = Ready(graph)
         self.in_flight: dict[bytes, int] = {}
         self.refused: dict[bytes, float] = {}
         self._held_back: Counter[str] = Counter()
@@ -145,9 +145,7 @@ class ActiveRun:
                 self._handled[item.path] = last[item.parent_path][0]
         pausing = list(self._pauses(last, now))
         idle = self._outcomes.keys() | self._pausing | self._dead.keys()
-        for queue in self.ready.values():
-            for item in [item for item in queue if item.path in idle]:
-                queue.remove(item)
+        self.ready.discard(idle)
         return pausing
 
     def _pauses(self, failures: Mapping[bytes, tuple[dict[str, Any], JournalMeta]], now: float) -> Iterator[Retry]:
@@ -168,9 +166,9 @@ class ActiveRun:
         self.state, self.frontier = state, frontier
         self._state_bytes = None
         self._items = {item.path: item for item in frontier.items}
-        self.ready = {}
+        self.ready = Ready(self.graph)
         for item in frontier.items:
-            self.ready.setdefault(self.graph.nodes[item.place].queue, deque()).append(item)
+            self.ready.add(item)
         self.refused.clear()
         self._held_back.clear()
         self._outcomes, self._events, self._failures, self._budget_used = {}, {}, {}, {}
@@ -200,31 +198,30 @@ class ActiveRun:
             max_payload_bytes=self.options.max_payload_bytes,
             state=self._state_bytes,
             payload=item.payload,
+            max_concurrent=node.max_concurrent,
             stands_for=item.stands_for,
             error=self._handled.get(item.path),
         )
 
-    def next_item(self, full: Collection[str]) -> WorkItem | None:
-        """The first ready item whose queue is not full, in flight from now on; None: there is none, or enough are in flight."""
+    def next_item(self, full: Collection[Lane]) -> WorkItem | None:
+        """The first ready item whose lane is not full, in flight from now on; None: there is none, or enough are in flight."""
         if len(self.in_flight) >= self.options.in_flight:
             return None
-        queues = [items for queue, items in self.ready.items() if items and queue not in full]
-        if not queues:
+        item = self.ready.take(full)
+        if item is None:
             return None
-        item = min(queues, key=lambda items: items[0].order_key).popleft()
         self.in_flight[item.path] = self._deliveries[item.path] = self._deliveries.get(item.path, 0) + 1
         return item
 
-    @property
-    def has_ready(self) -> bool:
-        """Whether some item could be handed out, were there room."""
-        return any(self.ready.values())
+    def items_in_flight(self) -> list[WorkItem]:
+        """The items that are handed out, in order."""
+        return [item for item in self.frontier.items if item.path in self.in_flight]
 
     def take_back(self, item: WorkItem) -> None:
         """An item was not handed out after all: it is ready again, before the others of its queue."""
         del self.in_flight[item.path]
         self._deliveries[item.path] -= 1
-        self.ready.setdefault(self.graph.nodes[item.place].queue, deque()).appendleft(item)
+        self.ready.add_first(item)
 
     def hold_back(self, item: WorkItem, queue: str, now: float) -> bool:
         """The item found its queue full, and waits; False: it does so already."""
@@ -274,8 +271,7 @@ class ActiveRun:
     def _end_flight(self, item: WorkItem) -> None:
         """The item is answered. Of a run taken over, it may not be known here that it was in flight."""
         if self.in_flight.pop(item.path, None) is None:
-            with contextlib.suppress(ValueError):
-                self.ready.get(self.graph.nodes[item.place].queue, deque()).remove(item)
+            self.ready.discard({item.path})
 
     def expect(self, task: Outstanding) -> None:
         """An earlier owner of this run has handed out the task, and it will be answered."""
@@ -343,7 +339,7 @@ class ActiveRun:
                 self._items[item.path] = item
                 self._handled[item.path] = self._to_handle[failed.path]
                 del self._items[failed.path]
-                self.ready.setdefault(self.graph.nodes[item.place].queue, deque()).appendleft(item)
+                self.ready.add_first(item)
             items.append(item)
         self._to_handle.clear()
         self.frontier = msgspec.structs.replace(self.frontier, items=tuple(items))
@@ -353,7 +349,7 @@ class ActiveRun:
         if item.path not in self._pausing:
             return False
         self._pausing.remove(item.path)
-        self.ready.setdefault(self.graph.nodes[item.place].queue, deque()).appendleft(item)
+        self.ready.add_first(item)
         return True
 
     def _note(

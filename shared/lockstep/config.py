@@ -160,6 +160,11 @@ def _port(text: str | None) -> int | None:
     return int(text)
 
 
+def environment_without_settings() -> dict[str, str]:
+    """The process's variables but for LOCKSTEP_*: for processes that execute users' code and need no secrets of ours."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("LOCKSTEP_")}
+
+
 def set_rq_prefix(prefix: str) -> None:
     """Make RQ use keys that begin so. It reads this once, so it must not have been imported yet."""
     os.environ["RQ_KEY_PREFIX"] = prefix

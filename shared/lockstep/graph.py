@@ -76,6 +76,7 @@ class NodeSpec(msgspec.Struct, frozen=True):
     timeout_seconds: float | None
     handler: Handler | None = None
     isolation: Isolation = "none"
+    max_concurrent: int | None = None
 
 
 class CompiledGraph(msgspec.Struct, frozen=True):
@@ -133,6 +134,7 @@ class Graph:
         defer: bool = False,
         error_handler: NodeFunction | None = None,
         isolation: Isolation = "none",
+        max_concurrent: int | None = None,
     ) -> Callable[[F], F]: ...
     def node(self, function: Any = None, /, **options: Any) -> Any:
         """Add the decorated function as a node, under its own name or `name`; takes `add_node`'s options."""
@@ -155,6 +157,7 @@ class Graph:
         defer: bool = False,
         error_handler: NodeFunction | None = None,
         isolation: Isolation = "none",
+        max_concurrent: int | None = None,
     ) -> Graph:
         """Add a node: `add_node("plan", plan)` or `add_node(plan)`. Returns the graph.
 
@@ -168,6 +171,8 @@ class Graph:
         `isolation="process"` runs the function in a process of its own, without LOCKSTEP_* variables: it is killed when it
         takes too long or its run is cancelled, and may end its process without harm to other nodes. The function must be at
         the top level of a module, and what it takes and returns must be picklable.
+
+        `max_concurrent` bounds how many tasks of the node, of whatever runs, are handed out at a time, on all workers together.
         """
         if not isinstance(name, str):
             function, name = name, str(getattr(name, "__name__", type(name).__name__))
@@ -192,6 +197,7 @@ class Graph:
             "timeout_seconds": timeout_seconds,
             "defer": defer,
             "handler": _handler(error_handler, name) if error_handler is not None else None,
+            "max_concurrent": _checked_max_concurrent(max_concurrent, name),
             "isolation": _checked_isolation(isolation, function, name),
         }
         self._edges[name] = []
@@ -313,6 +319,7 @@ class Graph:
             timeout_seconds=options["timeout_seconds"],
             handler=options["handler"],
             isolation=options["isolation"],
+            max_concurrent=options["max_concurrent"],
         )
 
     def _start(self) -> NodeSpec:
@@ -406,6 +413,14 @@ StateGraph = Graph
 
 def _is_async(function: NodeFunction) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def _checked_max_concurrent(count: int | None, node: str) -> int | None:
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+        raise ConfigurationError(
+            f"node {node!r}: max_concurrent={count!r} must be an integer of at least 1", option="max_concurrent"
+        )
+    return count
 
 
 def _checked_isolation(isolation: Isolation, function: NodeFunction, node: str) -> Isolation:

@@ -125,7 +125,7 @@ def task_record(item: WorkItem, journal: Mapping[bytes, Sequence[JournalRow]]) -
     failed = _last_failure(rows)
     handled = _last_failure(journal.get(item.parent_path, ())) if item.stands_for is not None else None
     last = done or failed
-    meta = decode_meta(last.meta) if last else JournalMeta(attempt=1, delivery=0)
+    meta = decode_meta(last.meta) if last else JournalMeta()
     error = handled if done else failed
     finished = decode_outcome(done.payload)[0] if done else None
     return TaskRecord(

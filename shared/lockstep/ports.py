@@ -229,6 +229,14 @@ class Broker(Protocol):
     def own(self, partitions: Mapping[str, int]) -> None:
         """Receive what is sent to the owner of these partitions, from the oldest message on, and nothing else. Epochs by id."""
 
+    def permit(self, tasks: Sequence[Task]) -> list[bool]:
+        """Say of each task, of a node with max_concurrent, whether it may be offered now, whoever offers others of that node.
+
+        A permit is a lease: held until the task is answered, refused or lost, renewed by `lost`, and gone by itself when its
+        holder has died. A task that has one gets it again. When the broker has lost its memory, there may be too many for a
+        moment: what is under way goes on.
+        """
+
     def offer(self, tasks: Sequence[Task]) -> list[bool]:
         """Put tasks at the ends of their queues, in order, and say of each whether it is there.
 

@@ -338,6 +338,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     """A work item handed to a worker, with all that the worker needs to execute it.
 
     `state` is S(k-1) as canonical bytes; `payload` a Send's, which then replaces it. Results go to the partition's owner.
+    Of a node with `max_concurrent`, no more tasks than that are handed out at a time.
     The task of an error handler `stands_for` the node that failed, with this `error`.
     """
 
@@ -357,6 +358,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     max_payload_bytes: int
     state: bytes
     payload: bytes | None = None
+    max_concurrent: int | None = None
     stands_for: str | None = None
     error: dict[str, Any] | None = None
 

@@ -74,8 +74,8 @@ class JournalMeta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     names the error handler that runs now, if there is one.
     """
 
-    attempt: int
-    delivery: int
+    attempt: int = 1
+    delivery: int = 0
     retries: int = 0
     started_at: int = 0
     latency_ms: float = 0.0

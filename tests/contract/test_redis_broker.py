@@ -39,6 +39,7 @@ from tests.servers import RedisServer, free_port
 
 from lockstep.broker.announce import MAX_WAITING, Announcer
 from lockstep.broker.names import EXECUTION
+from lockstep.broker.permits import PERMIT_SECONDS
 from lockstep.broker.presence import PRESENCE_TTL_SECONDS, read_presence
 from lockstep.broker.quarantine import KEPT_SECONDS, Quarantine
 from lockstep.broker.redis import BATCH_TASKS, CANCELLED_SECONDS, SHORT_NODE_MS, STATE_INLINE_BYTES, RedisBroker
@@ -482,6 +483,88 @@ def test_tasks_of_a_run_that_is_followed_no_more_are_not_lost(world: RedisWorld,
     # when nobody wants one of them any more, then only the other is lost
     broker.forget("run-1") if leave_alone == "forget" else broker.cancel("run-1", "p")
     assert sweeps(broker, 2) == [[], [outstanding(other)]]
+
+
+# --- permits ------------------------------------------------------------------------------------------------------------------
+
+
+def limited(prefix: str, count: int, limit: int = 2, **fields: Any) -> list[Task]:
+    return tasks(prefix, count, max_concurrent=limit, **fields)
+
+
+def test_a_node_s_permits_are_counted_over_all_coordinators(world: RedisWorld) -> None:
+    # given two coordinators that have tasks of one node, and of others
+    one, other = world.broker(owns={"p": 9}), world.broker(owns={"q": 9})
+    mine, theirs = limited("a", 2), limited("b", 2, partition_id="q")
+    assert one.permit([mine[0], *limited("x", 3, node_id="x")]) == [True, True, True, False]
+    assert other.permit(theirs) == [True, False]
+    assert one.permit(mine) == [True, False]  # The first has one already.
+    assert other.permit(limited("c", 2, partition_id="q", graph_hash="hash-2")) == [True, True]
+
+    # when one is given back, since its task is answered
+    one.offer([mine[0]])
+    [taken] = world.worker().take()
+    world.worker().send(result(taken))
+    assert other.receive(0) == []
+    one.receive(LONG_SECONDS)
+    one.acknowledge()
+
+    # then who was refused is woken, and gets it
+    assert other.receive(LONG_SECONDS) == [Wake(look=True)]
+    assert other.permit(theirs) == [True, True]
+    assert one.permit(mine) == [False, False]
+
+
+@pytest.mark.parametrize("how", ["refused", "lost", "answered late"])
+def test_what_is_out_no_more_holds_no_permit(world: RedisWorld, how: str) -> None:
+    broker = world.settled(world.broker(owns={"p": 9}, queue_depth=1))
+    one, other = limited("a", 2, limit=1)
+    assert broker.permit([one, other]) == [True, False]
+    match how:
+        case "refused":
+            broker.offer([task("full")])
+            assert broker.offer([one]) == [False]
+        case "lost":
+            broker.offer([one])
+            world.redis.delete(world.names.queue("default"))
+            assert sweeps(broker, 2) == [[], [outstanding(one)]]
+        case _:
+            broker.offer([one])
+            [taken] = world.worker().take()
+            broker.cancel("run-1", "p")
+            assert broker.permit([other]) == [False]  # It may still run.
+            world.worker().send(result(taken))
+            broker.receive(LONG_SECONDS)
+    assert broker.permit([other, one]) == [True, False]
+
+
+def test_permits_end_with_their_coordinator_and_go_to_the_next_owner(world: RedisWorld) -> None:
+    # given a task that is out, and its coordinator dies
+    dead, [one, other] = world.broker(owns={"p": 9}), limited("a", 2, limit=1)
+    assert dead.permit([one]) == [True]
+    dead.offer([one])
+    newer = world.settled(world.broker(owns={"p": 10}))
+    # when the next owner takes over what is out, then its permit is that one's, and renewed
+    assert newer.outstanding(["run-1"]) == [outstanding(one)]
+    assert newer.permit([one, other]) == [True, False]
+    node = world.names.permits("hash-1:node")
+    world.redis.zadd(node, {member: 1.0 for member in world.redis.zrange(node, 0, -1)})
+    newer.lost()
+    assert newer.permit([other]) == [False]
+    assert 0 < world.redis.pttl(node) <= PERMIT_SECONDS * 1000
+    # and one that nobody renews ends
+    world.redis.zadd(node, {member: 1.0 for member in world.redis.zrange(node, 0, -1)})
+    assert newer.permit([other]) == [True]
+
+
+def test_after_the_server_has_forgotten_what_is_out_counts_again(world: RedisWorld) -> None:
+    broker = world.settled(world.broker(owns={"p": 9}))
+    one, other = limited("a", 2, limit=1)
+    assert broker.permit([one]) == [True]
+    broker.offer([one])
+    world.forget_everything()
+    assert broker.lost() == []
+    assert broker.permit([other]) == [False]
 
 
 # --- cancelled runs -----------------------------------------------------------------------------------------------------------

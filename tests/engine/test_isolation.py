@@ -98,10 +98,9 @@ def single(node: Callable[..., Any], **options: Any) -> Graph:
 
 def is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_an_isolated_node_runs_in_a_process_of_its_own_that_is_used_again_and_ends(store_url: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import operator
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
@@ -21,6 +23,7 @@ from lockstep import (
     Context,
     Engine,
     Graph,
+    LockstepError,
     MaxStepsExceededError,
     NodeFailedError,
     NodeTimeoutError,
@@ -260,6 +263,65 @@ def test_a_step_that_had_to_wait_for_room_says_so_in_an_event(store_url: str, ga
         events = [(event.step_id, event.type, event.node_id, event.data) for event in run.backend.reader.events(run.run_id)]
         assert events == [(1, "lockstep.backpressure", "", b'{"items":%d,"queue":"b"}' % waited)]
         assert engine._running().coordinator.counts.backpressure_events == waited > 0
+
+
+# --- max_concurrent of a node
+
+
+def test_a_node_s_bound_holds_over_all_runs_and_holds_back_nobody_else(store_url: str) -> None:
+    lock, running, most = threading.Lock(), Counter[str](), Counter[str]()
+
+    def counted(name: str) -> Callable[..., State]:
+        def work(number: int) -> State:
+            with lock:
+                running[name] += 1
+                most[name] = max(most[name], running[name])
+            time.sleep(0.002)
+            with lock:
+                running[name] -= 1
+            return {"seen": [number]}
+
+        return work
+
+    graph = Graph(State).add_node("limited", counted("limited"), max_concurrent=2).add_node("free", counted("free"))
+    sends = [Send(name, number) for number in range(10) for name in ("limited", "free")]
+    graph.add_conditional_edges(START, lambda state: sends, ["limited", "free"])
+    with Engine(graph, store_url, with_max_concurrent(8)) as engine:
+        runs = [engine.submit({}) for _ in range(5)]
+        assert {tuple(run.result(WAIT_SECONDS)["seen"]) for run in runs} == {tuple(n for n in range(10) for _ in range(2))}
+        assert engine._running().coordinator.counts.backpressure_events == 0
+    assert most["limited"] == 2
+    assert most["free"] > 2
+
+
+@pytest.mark.parametrize("how", ["fails", "is cancelled", "times out", "is retried"])
+def test_a_node_s_place_is_free_however_its_task_ends(store_url: str, gate: Gate, how: str) -> None:
+    def work(state: State, ctx: Context) -> State:
+        if ctx.run_id != "other":
+            if how == "is cancelled":
+                engine.run(ctx.run_id).cancel()
+            while how in ("is cancelled", "times out") and not ctx.cancelled:
+                time.sleep(0.001)
+            if ctx.attempt == 1:
+                raise ValueError
+        return {"seen": [1]}
+
+    retry = RetryPolicy(initial_seconds=0) if how == "is retried" else None
+    graph = Graph(State).add_node("work", work, max_concurrent=1, retry=retry, timeout_seconds=0.5).add_edge(START, "work")
+    with Engine(graph, store_url) as engine:
+        run = engine.submit({})
+        if how == "is retried":
+            run.result(WAIT_SECONDS)
+        else:
+            with pytest.raises(LockstepError):
+                run.result(WAIT_SECONDS)
+        assert engine.submit({}, run_id="other").result(WAIT_SECONDS) == {"seen": [1]}
+
+
+@pytest.mark.parametrize("count", [0, -1, True, 1.5])
+def test_a_node_s_bound_is_a_number_of_tasks(count: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"node 'work': max_concurrent=.* must be an integer of at least 1"):
+        single(lambda state: None, max_concurrent=count)
 
 
 # --- backpressure_timeout_seconds

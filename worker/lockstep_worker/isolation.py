@@ -12,6 +12,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Pipe
 from typing import Any
 
+from lockstep.config import environment_without_settings
 from lockstep.core.records import Failure
 from lockstep.errors import ConfigurationError, NodeFailedError, StateError, text_of
 from lockstep.graph import NodeSpec
@@ -35,10 +36,9 @@ class Child:
 
     def __init__(self) -> None:
         self._connection, theirs = Pipe()
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("LOCKSTEP_")}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "lockstep_worker.child", str(theirs.fileno())],
-            env={**environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**environment_without_settings(), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             pass_fds=[theirs.fileno()],
             # Ctrl-C in a terminal is for the worker, which lets its nodes finish.
             start_new_session=True,

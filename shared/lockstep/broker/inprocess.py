@@ -19,6 +19,8 @@ class InProcessBroker:
         self._depths: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._permits: dict[tuple[str, str], set[tuple[str, bytes]]] = {}
+        self._permitted: dict[tuple[str, bytes], tuple[str, str]] = {}
         self._on_offer: Callable[[], None] = lambda: None
         self._on_cancel: Callable[[str], None] = lambda run_id: None
 
@@ -27,19 +29,39 @@ class InProcessBroker:
         self._on_offer = on_offer
         self._on_cancel = on_cancel
 
+    def permit(self, tasks: Sequence[Task]) -> list[bool]:
+        with self._lock:
+            return [self._permit(task) for task in tasks]
+
+    def _permit(self, task: Task) -> bool:
+        assert task.max_concurrent is not None, "only tasks of a node with a limit need a permit"
+        node, item = (task.graph_hash, task.place), (task.run_id, task.path)
+        held = self._permits.setdefault(node, set())
+        if item not in held and len(held) >= task.max_concurrent:
+            return False
+        held.add(item)
+        self._permitted[item] = node
+        return True
+
+    def _give_back(self, run_id: str, path: bytes) -> None:
+        node = self._permitted.pop((run_id, path), None)
+        if node is not None:
+            self._permits[node].discard((run_id, path))
+
     def offer(self, tasks: Sequence[Task]) -> list[bool]:
         full: set[str] = set()
         taken = []
         for task in tasks:
             # Once full, a queue stays so for this call, whatever is taken meanwhile: no task overtakes one that was refused.
-            taken.append(task.queue not in full and self._put(task))
+            taken.append(self._put(task, is_full=task.queue in full))
             if not taken[-1]:
                 full.add(task.queue)
         return taken
 
-    def _put(self, task: Task) -> bool:
+    def _put(self, task: Task, *, is_full: bool) -> bool:
         with self._lock:
-            if self._depths[task.queue] >= self._queue_depth:
+            if is_full or self._depths[task.queue] >= self._queue_depth:
+                self._give_back(task.run_id, task.path)
                 return False
             self._depths[task.queue] += 1
             self._waiting.append(task)
@@ -57,6 +79,8 @@ class InProcessBroker:
 
     def deliver(self, result: TaskResult | HandedBack) -> None:
         """Send an answer to the coordinator."""
+        with self._lock:
+            self._give_back(result.run_id, result.path)
         self._messages.put(result)
 
     def receive(self, timeout_seconds: float) -> list[Message]:
@@ -97,6 +121,8 @@ class InProcessBroker:
             withdrawn = [task for task in self._waiting if task.run_id == run_id]
             self._waiting = deque(task for task in self._waiting if task.run_id != run_id)
             self._depths.subtract(task.queue for task in withdrawn)
+            for task in withdrawn:
+                self._give_back(task.run_id, task.path)
             return [task.path for task in withdrawn]
 
     def cancel(self, run_id: str, partition_id: str) -> None:

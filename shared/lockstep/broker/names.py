@@ -75,6 +75,14 @@ class Names:
         """The stream of a run's events: made and bounded by relays, deleted by its TTL."""
         return f"{self.events}:{run_id}"
 
+    def permits(self, node: str) -> str:
+        """The items of a node with max_concurrent that are handed out, and until when that counts; has a TTL."""
+        return f"{self.namespace}:permits:{node}"
+
+    def permits_waited_for(self, node: str) -> str:
+        """The streams of coordinators that wait for a permit of the node; whoever gives one back deletes it; has a TTL."""
+        return f"{self.namespace}:waiting:{node}"
+
     def state(self, digest: str) -> str:
         """A large state, by its SHA-256; has a TTL."""
         return self.state_prefix + digest

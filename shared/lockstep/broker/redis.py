@@ -22,6 +22,7 @@ from redis.exceptions import OutOfMemoryError, RedisError
 
 from lockstep.broker.connection import check_server, connect, translated
 from lockstep.broker.names import Names, rq_now
+from lockstep.broker.permits import Permits
 from lockstep.broker.presence import BEAT_SECONDS, Presence, read_presence, tasks_of
 from lockstep.broker.quarantine import Quarantine
 from lockstep.broker.scripts import ACKNOWLEDGE, CANCEL, ENQUEUE, MARK, OWN, RECOUNT
@@ -91,6 +92,7 @@ class RedisBroker:
         check_server(self._redis, url)
         self._signer = signer
         self._quarantine = Quarantine(self._redis, self._names)
+        self._permits = Permits(self._redis, self._names)
         self._incarnation = uuid.uuid4().hex
         self._batches = itertools.count(1)
         self._owned: dict[str, int] = {}
@@ -121,6 +123,10 @@ class RedisBroker:
                 # Now, not with the first task: the owner before must not delete what it has read since.
                 self._redis.eval(OWN, 1, self._names.epochs, *[value for pair in partitions.items() for value in pair])
 
+    def permit(self, tasks: Sequence[Task]) -> list[bool]:
+        with self._translated():
+            return self._permits.take(tasks)
+
     def offer(self, tasks: Sequence[Task]) -> list[bool]:
         by_queue: dict[str, list[Task]] = {}
         for task in tasks:
@@ -145,6 +151,7 @@ class RedisBroker:
         for task in tasks:
             accepted[task.queue] -= 1
             verdicts.append(accepted[task.queue] >= 0)
+        self._permits.give_back((task.run_id, task.path) for task, taken in zip(tasks, verdicts, strict=True) if not taken)
         return verdicts
 
     def _answers(self, pipe: Any) -> list[Any]:
@@ -271,7 +278,9 @@ class RedisBroker:
     def _settle(self, result: TaskResult | HandedBack) -> None:
         """An answer has come: forget the task, and learn how long its node takes."""
         task = self._dispatched.get(result.run_id, {}).get(result.path)
-        if task is not None and task.delivery <= result.delivery:
+        if task is None:
+            self._permits.give_back([(result.run_id, result.path)])  # Its run is followed no more, but it has ended only now.
+        elif task.delivery <= result.delivery:
             self._forget(result.run_id, result.path)
             if task.node is not None and isinstance(result, TaskResult):
                 mean = self._means.get(task.node, result.latency_ms)
@@ -280,6 +289,8 @@ class RedisBroker:
             self._uploaded.pop(result.reason, None)  # A reason that is the hash of a state: it is not there any more.
 
     def acknowledge(self) -> None:
+        with self._translated():
+            self._permits.flush()
         read = {partition_id: entries for partition_id, entries in self._read.items() if entries}
         if not read:
             return
@@ -300,6 +311,7 @@ class RedisBroker:
     def lost(self) -> list[Outstanding]:
         with self._translated():
             self._look_for_amnesia()
+            self._permits.renew(lambda item: item[1] in self._dispatched.get(item[0], ()))
             queued = self._queued()
             self._presence = read_presence(self._redis, self._names)
         if time.monotonic() < self._trusted_from:
@@ -362,6 +374,7 @@ class RedisBroker:
         return list(found.values())
 
     def _forget(self, run_id: str, path: bytes) -> None:
+        self._permits.give_back([(run_id, path)])
         del self._dispatched[run_id][path]
         if not self._dispatched[run_id]:
             del self._dispatched[run_id]

@@ -124,6 +124,45 @@ while arg <= #ARGV do
 end
 """
 
+PERMIT = """
+-- Gives items permits of a node, in order, as long as there are some; one that has one gets it again.
+-- KEYS: permits, waiting. ARGV: limit, milliseconds that a permit holds, stream to wake when one is given back, then the items
+-- Returns for each 1 or 0.
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+local held, verdicts = redis.call('ZCARD', KEYS[1]), {}
+for arg = 4, #ARGV do
+    local has = redis.call('ZSCORE', KEYS[1], ARGV[arg])
+    if has or held < tonumber(ARGV[1]) then
+        redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[arg])
+        if not has then held = held + 1 end
+        verdicts[#verdicts + 1] = 1
+    else
+        redis.call('SADD', KEYS[2], ARGV[3])
+        redis.call('PEXPIRE', KEYS[2], ARGV[2])
+        verdicts[#verdicts + 1] = 0
+    end
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return verdicts
+"""
+
+GIVE_BACK = """
+-- Gives permits of a node back, and wakes those who wait for one. KEYS: permits, waiting. ARGV: the items
+if redis.call('ZREM', KEYS[1], unpack(ARGV)) == 0 then return end
+for _, stream in ipairs(redis.call('SMEMBERS', KEYS[2])) do redis.call('XADD', stream, '*', 'wake', '') end
+redis.call('DEL', KEYS[2])
+"""
+
+RENEW = """
+-- Lets permits of a node hold on. KEYS: permits. ARGV: milliseconds, then the items
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+for arg = 2, #ARGV do redis.call('ZADD', KEYS[1], now + ARGV[1], ARGV[arg]) end
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+"""
+
 CANCEL = """
 -- Says that nothing more of a run is wanted, unless its partition has another owner by now.
 -- KEYS: cancelled, epochs. ARGV: run, partition, epoch, milliseconds to keep it
