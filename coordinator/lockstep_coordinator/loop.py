@@ -18,7 +18,7 @@ from lockstep.core.lifecycle import FINISHED
 from lockstep.core.records import WorkItem
 from lockstep.core.superstep import Step
 from lockstep.errors import GraphVersionError, LockstepError, RunCancelledError
-from lockstep.graph import CompiledGraph
+from lockstep.graph import CompiledGraph, served
 from lockstep.ports import Broker, Clock, Store
 from lockstep.records import (
     AlreadyCommitted,
@@ -109,7 +109,7 @@ class Coordinator:
 
     def adopt(self, run_ids: Collection[str] | None = None) -> list[str]:
         """Take over runs whose owner has ended, see `Store.adopt`; those that are not finished go on at once."""
-        adopted = self._store.adopt(self._lease_id, self._graphs.keys(), run_ids, is_dead)
+        adopted = self._store.adopt(self._lease_id, served(self._graphs), run_ids, is_dead)
         self.take(row for row in self._store.find_runs(run_ids=adopted, limit=len(adopted)) if row.status not in FINISHED)
         return adopted
 
@@ -344,7 +344,7 @@ class Coordinator:
         if run.row.status in FINISHED:
             self.counts.ended[run.row.status.value, run.error_type] += 1
             self._forget(run)
-        elif transition.update is not None and transition.update.revives:
+        elif transition.update is not None and (transition.update.revives or transition.update.graph_hash is not None):
             self._forget(run)
             self._load(run.row)
         elif step is not None or run.ready:

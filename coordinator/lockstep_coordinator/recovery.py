@@ -10,7 +10,7 @@ import msgspec
 
 from lockstep.core.lifecycle import RunStatus
 from lockstep.errors import GraphVersionError, StateError
-from lockstep.graph import CompiledGraph
+from lockstep.graph import CompiledGraph, serving
 from lockstep.history import items_in_place, read_position
 from lockstep.options import decode_options
 from lockstep.ports import Reader
@@ -22,14 +22,15 @@ def load(reader: Reader, row: RunRow, graphs: Mapping[str, CompiledGraph], now: 
     """The run as its last commit and journal leave it, and its items that wait for their next attempt, with what is left of
     their pauses at `now` (seconds since 1970): no item with a journalled result runs again.
 
+    One of another version, from which the graph has a migration, has that to commit first.
     A run whose stored state is not what was committed is made to fail. Raises GraphVersionError if its graph
     is not loaded, or the row has another format.
     """
-    graph = graphs.get(row.graph_hash)
+    graph = serving(graphs, row.graph_hash)
     if graph is None or row.format_version != FORMAT_VERSION:
         raise GraphVersionError(
             f"run {row.run_id} needs graph {row.graph!r} with hash {row.graph_hash[:12]} and format {row.format_version}; "
-            f"load that version of the graph",
+            f"load that version of the graph, or give another one a migration from it",
             run_id=row.run_id,
             graph=row.graph,
             graph_hash=row.graph_hash,
@@ -41,6 +42,9 @@ def load(reader: Reader, row: RunRow, graphs: Mapping[str, CompiledGraph], now: 
         position = read_position(reader, row.run_id, row.step_id)
     except StateError as damage:
         run.fail(damage)
+        return run, []
+    if row.graph_hash != graph.hash:
+        run.migrate(position.state, position.frontier)
         return run, []
     items, journal = items_in_place(reader, row.run_id, position.frontier.items, row.retries)
     frontier = msgspec.structs.replace(position.frontier, items=tuple(items))

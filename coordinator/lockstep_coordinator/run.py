@@ -16,12 +16,13 @@ import msgspec
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.frontier import stand_in
 from lockstep.core.lifecycle import FINISHED, RunStatus, may_move
+from lockstep.core.migration import migrate
 from lockstep.core.ordering import run_seed_of
 from lockstep.core.policy import RetryPolicy
 from lockstep.core.records import Failure, Finished, Frontier, WorkItem, Write
 from lockstep.core.state import State
 from lockstep.core.superstep import Step, advance, begin
-from lockstep.errors import LockstepError, PoisonError, RunCancelledError, text_of
+from lockstep.errors import GraphVersionError, LockstepError, PoisonError, RunCancelledError, text_of
 from lockstep.graph import CompiledGraph
 from lockstep.options import Options, decode_options, encode_options
 from lockstep.records import (
@@ -104,6 +105,7 @@ class ActiveRun:
         self._to_handle: dict[bytes, dict[str, Any]] = {}
         self._handled: dict[bytes, dict[str, Any]] = {}
         self._fatal: LockstepError | None = None
+        self._migrated: Step | None = None
         self._journal: list[JournalRow] = []
         self._consumed: list[str] = []
         self._revived = False
@@ -147,6 +149,25 @@ class ActiveRun:
         idle = self._outcomes.keys() | self._pausing | self._dead.keys()
         self.ready.discard(idle)
         return pausing
+
+    def migrate(self, state: State, frontier: Frontier) -> None:
+        """Go on from here with another version of the graph, once that is committed. What fails now, fails the run."""
+        migration = self.graph.migrations[self.row.graph_hash]
+        self._snapshot_bytes = len(state.to_bytes())
+        if self.row.status is not RunStatus.RUNNING:
+            return  # A failed one is not changed before it is retried.
+        try:
+            values = migration.function(json.loads(state.to_bytes()))
+            args = (self.graph.program, self.run_id, self.row.step_id + 1, state, frontier)
+            self._migrated = migrate(*args, values, migration.nodes)
+        except Exception as raised:  # of a function that is the user's
+            self.cause = raised
+            text = (
+                f"the migration of run {self.run_id} from version {self.row.graph_hash[:12]} to {self.graph.hash[:12]} "
+                f"of graph {self.graph.name!r} raised {type(raised).__name__}: {text_of(raised)}; "
+                f"mend it, then `lockstep retry`"
+            )
+            self.fail(GraphVersionError(text, graph=self.graph.name, graph_hash=self.row.graph_hash))
 
     def _pauses(self, failures: Mapping[bytes, tuple[dict[str, Any], JournalMeta]], now: float) -> Iterator[Retry]:
         """What the last failures say: which items wait for their next attempt, and which have none."""
@@ -415,7 +436,7 @@ class ActiveRun:
         self._let_handlers_stand_in()
         error = self._fatal or self._first_dead()
         try:
-            step = None if error else self._step()
+            step = None if error else self._migrated or self._step()
         except LockstepError as raised:
             self.cause = self.cause or raised.__cause__
             error, step = raised.located(step_id=self.row.step_id + 1), None
@@ -431,6 +452,7 @@ class ActiveRun:
         if step is None:
             return common, None
         status = RunStatus.SUCCEEDED if step.done else RunStatus.RUNNING
+        pinned = self.graph.hash if self.graph.hash != self.row.graph_hash else None
         return (
             Transition(
                 run_id=self.row.run_id,
@@ -445,7 +467,7 @@ class ActiveRun:
                     frontier=step.encoded_frontier,
                 ),
                 snapshot=self._snapshot_if_due(step),
-                update=self._update(status, step=step),
+                update=msgspec.structs.replace(self._update(status, step=step), graph_hash=pinned),
                 events=self._events_in_order(),
             ),
             step,

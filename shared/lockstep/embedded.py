@@ -10,7 +10,7 @@ from lockstep.broker.inprocess import InProcessBroker
 from lockstep.core.lifecycle import SETTLED
 from lockstep.core.merge import Schema
 from lockstep.errors import ConfigurationError, GraphVersionError, LockstepError, StoreUnavailableError
-from lockstep.graph import CompiledGraph
+from lockstep.graph import CompiledGraph, serving
 from lockstep.options import Options
 from lockstep.ports import Reader, Store
 from lockstep.records import Command, RunRow
@@ -119,10 +119,10 @@ class Embedded:
 
     def check_version(self, row: RunRow) -> None:
         """Raise GraphVersionError if the run is pinned to a graph that is not loaded here."""
-        if row.graph_hash not in self._graphs:
+        if serving(self._graphs, row.graph_hash) is None:
             raise GraphVersionError(
                 f"run {row.run_id} is pinned to version {row.graph_hash[:12]} of graph {row.graph!r}, which is not loaded; "
-                f"load that version, or submit a new run",
+                f"load that version, give the new one a migration, or submit a new run",
                 run_id=row.run_id,
                 graph=row.graph,
                 graph_hash=row.graph_hash,

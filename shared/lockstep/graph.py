@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import itertools
 import math
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args, overload
@@ -79,14 +80,36 @@ class NodeSpec(msgspec.Struct, frozen=True):
     max_concurrent: int | None = None
 
 
+class Migration(msgspec.Struct, frozen=True):
+    """How runs of another version go on with this one: what becomes of their state (JSON values), and of their nodes' names."""
+
+    function: Callable[[dict[str, Any]], dict[str, Any]]
+    nodes: dict[str, str]
+
+
 class CompiledGraph(msgspec.Struct, frozen=True):
-    """A validated graph: the core's program, the functions, and the hash that runs are pinned to."""
+    """A validated graph: the core's program, the functions, and the hash that runs are pinned to.
+
+    `migrations` are by the hash of the version that runs come from.
+    """
 
     name: str
     hash: str
     state: type
     program: Program
     nodes: dict[str, NodeSpec]
+    migrations: dict[str, Migration] = {}
+
+
+def serving(graphs: Mapping[str, CompiledGraph], graph_hash: str) -> CompiledGraph | None:
+    """The one of these graphs with which a run of that version goes on: that version, or one that has a migration from it."""
+    found = graphs.get(graph_hash)
+    return found or next((graph for graph in graphs.values() if graph_hash in graph.migrations), None)
+
+
+def served(graphs: Mapping[str, CompiledGraph]) -> set[str]:
+    """The hashes of all versions whose runs go on with one of these graphs."""
+    return {*graphs, *(graph_hash for graph in graphs.values() for graph_hash in graph.migrations)}
 
 
 class Graph:
@@ -118,6 +141,7 @@ class Graph:
         self._edges: dict[str, list[Edge]] = {START: []}
         self._routers: dict[str, list[Router]] = {START: []}
         self._barriers: list[Barrier] = []
+        self._migrations: dict[str, Migration] = {}
         self._compiled: CompiledGraph | None = None
 
     @overload
@@ -251,6 +275,24 @@ class Graph:
             self.add_edge(one, following)
         return self
 
+    def add_migration(
+        self,
+        graph_hash: str,
+        function: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        *,
+        nodes: Mapping[str, str] | None = None,
+    ) -> Graph:
+        """Let unfinished runs of the version with this hash (see `lockstep versions --json`) go on with this one.
+
+        `function` makes the new state of the old one, both as JSON values; None: it stays. `nodes` says what nodes that may be
+        due are called now. The change is a step of its own, and what was due begins anew after it. Returns the graph.
+        """
+        if re.fullmatch(r"[0-9a-f]{64}", graph_hash) is None:
+            raise ConfigurationError(f"add_migration({graph_hash!r}): a version is 64 hex digits", option="migration")
+        self._compiled = None
+        self._migrations[graph_hash] = Migration(function or dict, dict(nodes or {}))
+        return self
+
     def _check_source(self, name: str, call: str) -> None:
         if name == END:
             raise ConfigurationError(f"{call}: END has no outgoing edges", option="edge")
@@ -269,6 +311,7 @@ class Graph:
                 self.state,
                 Program(topology, self._schema),
                 {START: self._start(), **{name: self._spec(name) for name in self._nodes}},
+                dict(self._migrations),
             )
         return self._compiled
 

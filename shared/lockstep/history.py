@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lockstep.core.frontier import decode_frontier, stand_in
+from lockstep.core.migration import MIGRATION, is_migration, migration_path
+from lockstep.core.ordering import ROOT_PATH, order_key_of
 from lockstep.core.records import Frontier, WorkItem, Write
 from lockstep.core.state import State, apply_patches
 from lockstep.errors import StateError
@@ -75,6 +78,8 @@ def read_history(reader: Reader, run_id: str, first: int, last: int) -> Iterator
         ordered = iter(in_place)
         for step_id, items in ran.items():
             tasks = [task_record(item, journal) for item in itertools.islice(ordered, len(items))]
+            if is_migration(run_id, step_id, rows[step_id].state_hash, rows[step_id].idempotency_key):
+                tasks = [_migration_record(step_id)]
             yield _step_record(rows[step_id], tasks)
 
 
@@ -145,6 +150,13 @@ def task_record(item: WorkItem, journal: Mapping[bytes, Sequence[JournalRow]]) -
         worker=meta.worker,
         stands_for=item.stands_for,
     )
+
+
+def _migration_record(step_id: int) -> TaskRecord:
+    """The one item of a step in which a run went over to another version of its graph; no worker had it."""
+    path = migration_path(step_id)
+    item = WorkItem(MIGRATION, path, ROOT_PATH, step_id, order_key_of("edge", 0, path), step_id)
+    return dataclasses.replace(task_record(item, {}), status="done")
 
 
 def _last_failure(rows: Sequence[JournalRow]) -> JournalRow | None:

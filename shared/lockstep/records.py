@@ -81,6 +81,7 @@ class RunRow(msgspec.Struct, frozen=True, kw_only=True):
             error=update.error,
             options=update.options,
             retries=update.retries,
+            graph_hash=update.graph_hash or self.graph_hash,
         )
 
 
@@ -269,7 +270,8 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
 class RunUpdate(msgspec.Struct, frozen=True, kw_only=True):
     """The new values of a run's row; valid only on top of `expected_version`, which it raises by one.
 
-    `revives` says that a finished run needs an owner again.
+    `revives` says that a finished run needs an owner again; `graph_hash` is that of the version that it is pinned to from now
+    on, None: as before.
     """
 
     run_id: str
@@ -281,6 +283,7 @@ class RunUpdate(msgspec.Struct, frozen=True, kw_only=True):
     options: bytes
     retries: int
     revives: bool = False
+    graph_hash: str | None = None
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from lockstep.core.lifecycle import FINISHED, RunStatus
 from lockstep.records import Committed, Superseded, Transition
@@ -323,3 +324,18 @@ def test_an_adoption_amid_commits_cuts_between_two_of_them(world: World) -> None
     assert [step.step_id for step in world.a.steps("run-1", 0, 10_000)] == list(range(lost_at))
     assert world.a.journal("run-1", [world.key(f"{lost_at}")]) == []
     assert world.commit(world.step("run-1", lost_at), lease="B") == [Committed()]
+
+
+def test_a_run_that_has_another_version_now_is_found_by_it(world: World) -> None:
+    # given two runs, one of which goes over to another version
+    world.submit("run-1", "run-2")
+    for run_id in ("run-1", "run-2"):
+        assert world.commit(world.step(run_id, 0)) == [Committed()]
+    step = world.step("run-1", 1)
+    assert step.update is not None
+    migrated = replace(step, update=replace(step.update, graph_hash="hash-2"))
+    assert world.commit(migrated, world.step("run-2", 1)) == [Committed()] * 2
+    assert [row.graph_hash for row in world.b.find_runs(run_ids=["run-1", "run-2"])] == ["hash-2", "hash-1"]
+    # when its owner dies, then who has that version takes it over
+    assert world.adopt("B", graph_hashes=["hash-2"], dead=["holder-a"]) == ["run-1"]
+    assert {version.graph_hash: version.unfinished for version in world.b.versions()} == {"hash-1": 1, "hash-2": 1}

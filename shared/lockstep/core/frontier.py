@@ -21,7 +21,7 @@ def first_frontier(topology: Topology) -> Frontier:
     start = topology.nodes[START]
     if start.routers:
         entry = Waiting(START, ROOT_PATH, 0, trigger_step=0)
-        return Frontier(items=_ranked([entry], topology.ordering, 0))
+        return Frontier(items=ranked([entry], topology.ordering, 0))
     return _release(topology, Frontier(), list(_targets_of(topology, START, ROOT_PATH, (), {}, 0)), 0)
 
 
@@ -113,10 +113,10 @@ def _release(topology: Topology, base: Frontier, triggered: Iterable[Waiting], s
         (deferred if topology.nodes[waiting.node_id].defer else due).append(waiting)
     if not due:
         due, deferred = deferred, []
-    return Frontier(_ranked(due, topology.ordering, step_id), tuple(deferred), base.arrived)
+    return Frontier(ranked(due, topology.ordering, step_id), tuple(deferred), base.arrived)
 
 
-def _ranked(due: Sequence[Waiting], ordering: Ordering, step_id: int) -> tuple[WorkItem, ...]:
+def ranked(due: Sequence[Waiting], ordering: Ordering, step_id: int) -> tuple[WorkItem, ...]:
     """The items in ascending (order_key, path); in "edge" ordering the given order is that already."""
     items = []
     for rank, waiting in enumerate(due):
@@ -174,7 +174,7 @@ def decode_frontier(data: bytes, step_id: int) -> Frontier:
         for node_id, parent, edge_index, trigger_step, *payload in record["deferred"]
     )
     arrived = {int(index): frozenset(members) for index, members in record["arrived"].items()}
-    return Frontier(_ranked(due, record.get("ordering", "edge"), step_id), deferred, arrived)
+    return Frontier(ranked(due, record.get("ordering", "edge"), step_id), deferred, arrived)
 
 
 def _json(value: object) -> bytes:

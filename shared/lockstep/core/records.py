@@ -67,6 +67,11 @@ class Waiting(msgspec.Struct, frozen=True):
     trigger_step: int
     payload: bytes | None = None
 
+    @property
+    def place(self) -> str:
+        """The node of the graph."""
+        return self.node_id
+
 
 class Frontier(msgspec.Struct, frozen=True):
     """What a step leaves to be done: the ordered items of the next step, deferred ones, and half-filled barriers.

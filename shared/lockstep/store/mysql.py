@@ -197,6 +197,9 @@ class MysqlCommit(GroupCommit):
                     self._note_undelivered(cursor, transition.events[0])
             for some in _portions(updates):
                 self._move(cursor, some)
+            for update in updates:
+                if update.graph_hash is not None:
+                    self._migrate(cursor, update)
             self._revive(cursor, [u.run_id for u in updates if u.revives])
             begun = [u.run_id for u in updates if u.step_id == 0 and u.status not in FINISHED]
             finished = [u.run_id for u in updates if u.status in FINISHED]
@@ -244,6 +247,11 @@ class MysqlCommit(GroupCommit):
             cursor.execute("SELECT COUNT(*) FROM runs WHERE run_id IN %s", (sorted(run_ids),))
             if cursor.fetchone()[0] != len(run_ids):
                 raise Conflict
+
+    @staticmethod
+    def _migrate(cursor: Any, update: RunUpdate) -> None:
+        for table in ("runs", "unfinished"):
+            cursor.execute(f"UPDATE {table} SET graph_hash = %s WHERE run_id = %s", (update.graph_hash, update.run_id))
 
     def _move(self, cursor: Any, updates: Sequence[Any]) -> None:
         changed = ("status", "step_id", "state_hash", "error", "options", "retries")

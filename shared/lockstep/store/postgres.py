@@ -171,6 +171,15 @@ class PostgresCommit(GroupCommit):
             "INSERT INTO unfinished (run_id, partition_id, graph_hash, pending) "
             "SELECT run_id, partition_id, graph_hash, 0 FROM runs WHERE run_id = ANY ({arrays})",
         )
+        self._migrated = [
+            Arrays(
+                schema.runs,
+                ("run_id", "graph_hash"),
+                f"UPDATE {table} SET graph_hash = given.graph_hash "
+                f"FROM unnest({{arrays}}) AS given ({{names}}) WHERE {table}.run_id = given.run_id",
+            )
+            for table in ("runs", "unfinished")
+        ]
         self._begun = Arrays(schema.runs, ("run_id",), "UPDATE unfinished SET pending = 0 WHERE run_id = ANY ({arrays})")
         self._finished = Arrays(schema.runs, ("run_id",), "DELETE FROM unfinished WHERE run_id = ANY ({arrays})")
         self._consumed = Arrays(
@@ -198,6 +207,7 @@ class PostgresCommit(GroupCommit):
             self._events.on([event for t in transitions for event in t.events]),
             self._undelivered.on([t.events[0] for t in transitions if t.events]),
             self._runs.on(updates),
+            *[each.on([u for u in updates if u.graph_hash is not None]) for each in self._migrated],
             self._revived.on([u for u in updates if u.revives]),
             self._begun.on([u for u in updates if u.step_id == 0 and u.status not in FINISHED]),
             self._finished.on([u for u in updates if u.status in FINISHED]),

@@ -200,6 +200,13 @@ class SqliteCommit(GroupCommit):
             ),
             dialect,
         )
+        self._migrated = [
+            Prepared(
+                sa.update(table).where(table.c.run_id == bindparam("run_id")).values(graph_hash=bindparam("graph_hash")),
+                dialect,
+            )
+            for table in (t.runs, t.unfinished)
+        ]
         self._begun = Prepared(
             sa.update(t.unfinished).where(t.unfinished.c.run_id == bindparam("run_id")).values(pending=sa.literal_column("0")),
             dialect,
@@ -238,6 +245,8 @@ class SqliteCommit(GroupCommit):
             self._undelivered.execute(cursor, [t.events[0] for t in transitions if t.events])
             if not self._runs.execute(cursor, updates):
                 raise Conflict
+            for statement in self._migrated:
+                statement.execute(cursor, [u for u in updates if u.graph_hash is not None])
             self._revived.execute(cursor, [u for u in updates if u.revives])
             self._begun.execute(cursor, [u for u in updates if u.step_id == 0 and u.status not in FINISHED])
             self._finished.execute(cursor, [u for u in updates if u.status in FINISHED])
