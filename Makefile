@@ -5,6 +5,10 @@ PYTHON ?= python3
 TESTS ?= tests
 # Most tests wait for servers and other processes most of the time.
 PROCESSES ?= 4
+STORES ?= postgres mysql sqlite
+STORM_MINUTES ?= 0.7
+# A machine that does something else beside it may take longer than the 15 s that are promised.
+RECOVERY_SECONDS ?= 60
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 VENV := .venv-$(VERSION)
 DEMO := .venv-demo
@@ -52,6 +56,21 @@ docs: $(VENV)/.installed  ## Build the documentation into site/; a broken link i
 .PHONY: test
 test: $(VENV)/.installed  ## Tests; the last line is pytest's summary. TESTS chooses some
 	@$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal $(TESTS)
+
+.PHONY: storm
+storm: $(VENV)/.installed  ## Two minutes of faults beneath real processes, on each database
+	@for store in $(STORES); do \
+		$(BIN)/python -m tests.chaos --store $$store --minutes $(STORM_MINUTES) --recovery-seconds $(RECOVERY_SECONDS) || exit; \
+	done
+
+.PHONY: proof
+proof: $(VENV)/.installed  ## All proofs at full length, about an hour: simulation, storms, every crash point, 1,000 equal runs
+	@$(BIN)/python -m tests.simulation --schedules 100000
+	@$(BIN)/python -m tests.chaos --store postgres --minutes 15
+	@$(BIN)/python -m tests.chaos --store mysql --minutes 5
+	@$(BIN)/python -m tests.chaos --store sqlite --minutes 5
+	@LOCKSTEP_TEST_RUNS=1000 LOCKSTEP_TEST_RESTART_ROUNDS=5 LOCKSTEP_TEST_CROWDED_SECONDS=60 \
+		$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal tests/guarantees tests/distributed
 
 .PHONY: bench
 bench: $(VENV)/.installed  ## Benchmarks

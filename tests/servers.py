@@ -62,6 +62,10 @@ class RedisServer:
         assert self._process is not None
         self._process.send_signal(number)
 
+    def flush(self) -> None:
+        with redis.Redis.from_url(self.url) as client:
+            client.flushall()
+
     def stop(self) -> None:
         assert self._process is not None
         self._process.kill()
@@ -105,6 +109,67 @@ class PostgresServer:
             self.stop()
         finally:
             shutil.rmtree(self._data)
+
+
+class MariaDBServer:
+    """A MariaDB of its own; `root` may not run one, so it runs as `mysql` then."""
+
+    def __init__(self) -> None:
+        self._data = tempfile.mkdtemp(prefix="lockstep-mariadb-")
+        self._user = "mysql" if os.geteuid() == 0 else None
+        if self._user is not None:
+            shutil.chown(self._data, self._user)
+        install = _program("mariadb-install-db", "mariadb-server")
+        subprocess.run(
+            [install, "--no-defaults", "--auth-root-authentication-method=normal", f"--datadir={self._data}"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            user=self._user,
+        )
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"mysql+pymysql://root@127.0.0.1:{self.port}/test"
+        self.start()
+        engine = sa.create_engine(self.url.removesuffix("test"), isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool)
+        with engine.connect() as connection:
+            connection.exec_driver_sql("CREATE DATABASE IF NOT EXISTS test CHARACTER SET utf8mb4")
+
+    def start(self) -> None:
+        place = [f"--datadir={self._data}", f"--socket={self._data}/socket", f"--pid-file={self._data}/pid"]
+        network = ["--bind-address=127.0.0.1", f"--port={self.port}"]
+        self._process = subprocess.Popen(
+            [_program("mariadbd", "mariadb-server"), "--no-defaults", *place, *network],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            user=self._user,
+        )
+        deadline = time.monotonic() + START_SECONDS
+        engine = sa.create_engine(self.url.removesuffix("test"), poolclass=sa.pool.NullPool)
+        while True:
+            try:
+                engine.connect().close()
+                return
+            except sa.exc.OperationalError:
+                assert time.monotonic() < deadline, "mariadbd does not start"
+                time.sleep(0.05)
+
+    def stop(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        try:
+            self.stop()
+        finally:
+            shutil.rmtree(self._data)
+
+
+def _program(name: str, package: str) -> str:
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    assert found, f"{name} is needed: on Debian and Ubuntu, apt-get install {package}"
+    return found
 
 
 def _postgres_programs() -> Path:

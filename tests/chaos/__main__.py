@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos.storm import Storm
+from tests.chaos.storm import RECOVERY_SECONDS, Storm, is_violated
 
 
 def main() -> None:
@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="the same one breaks the same things again")
     parser.add_argument("--store", choices=["postgres", "mysql", "sqlite"], default="postgres")
+    parser.add_argument("--recovery-seconds", type=float, default=RECOVERY_SECONDS, help="more than this is a failure, too")
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="lockstep-chaos-") as folder,
@@ -25,7 +26,7 @@ def main() -> None:
         storm.rage(options.minutes * 60, lambda fault: print(fault, file=sys.stderr, flush=True))  # noqa: T201
         report = {"store": options.store, "seed": options.seed, "minutes": options.minutes, **storm.calm()}
     print(json.dumps(report, indent=2))  # noqa: T201
-    sys.exit(any(report[name] for name in ("lost", "failed", "another hash", "defects")))
+    sys.exit(is_violated(report) or report["seconds from the last fault until all had moved"] > options.recovery_seconds)
 
 
 if __name__ == "__main__":
