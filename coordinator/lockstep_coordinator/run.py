@@ -323,8 +323,9 @@ class ActiveRun:
             self._pausing.add(task.path)
             return Retry(item, 0.0)
         text = (
-            f"node {item.node_id!r} was lost {losses} times, most likely because it ends its worker; "
-            f"look at the workers' exit codes and memory, then `lockstep retry {self.run_id}`"
+            f"node {item.node_id!r} was handed out {losses} times, and no usable result came back: most likely it ends its "
+            f"worker (look at the workers' exit codes and memory), or its tasks or results are kept aside (see "
+            f"`lockstep quarantine`); mend that, then `lockstep retry {self.run_id}`"
         )
         self._dead[task.path] = (PoisonError(text, step_id=self.row.step_id + 1, node_id=item.node_id), None)
         return Verdict.TAKEN

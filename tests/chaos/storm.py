@@ -40,7 +40,7 @@ CALM_SECONDS = 100.0
 RECOVERY_SECONDS = 15.0
 """And each must have moved within this one."""
 ENOUGH_SUSPENDED = 10
-"""Of so many suspended coordinators, some come back as zombies; of a few, all may be killed before, or have nobody beside them."""
+"""Of so many suspended coordinators, some come back as zombies. Of a few, all may be killed before, or be alone."""
 SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("chain", {"steps": 12, "delay_ms": 20.0}),
     ("fan", {"width": 8, "delay_ms": 20.0}),

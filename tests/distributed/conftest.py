@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 60.0
 COMMAND = [sys.executable, "-c", "from lockstep.cli import main; main(prog_name='lockstep')"]
 FLOWS = Path(__file__).parent / "flows.py"
 AUDIT = Path(__file__).parents[2] / "docs" / "examples" / "audit.py"
-GRAPHS = (f"{FLOWS}:chain", f"{FLOWS}:fan", f"{FLOWS}:ends", f"{AUDIT}:graph")
+GRAPHS = (f"{FLOWS}:chain", f"{FLOWS}:fan", f"{FLOWS}:ends", f"{FLOWS}:told", f"{AUDIT}:graph")
 
 Process = subprocess.Popen[bytes]
 Figure = Callable[[str, object], None]
@@ -113,15 +113,20 @@ class Cluster:
         return {**kept, "LOCKSTEP_NAMESPACE": self.namespace, "LOCKSTEP_METRICS_PORT": "0"}
 
     def spawn(
-        self, *arguments: str, graphs: tuple[str, ...] = GRAPHS, redis_url: str | None = None, **environment: str
+        self,
+        *arguments: str,
+        graphs: tuple[str, ...] = GRAPHS,
+        redis_url: str | None = None,
+        command: Sequence[str] = COMMAND,
+        **environment: str,
     ) -> Process:
         """A `lockstep` process; what it says is in the folder, for when a test fails."""
         role, *others = arguments
         log = (self.folder / f"{role}-{len(self.coordinators) + len(self.workers)}.log").open("wb")
-        flags = [flag for graph in graphs for flag in ("--graphs", graph)]
+        flags = [flag for graph in graphs for flag in ("--graphs", graph)] if role != "relay" else []
         with log:
             return subprocess.Popen(
-                [*COMMAND, role, "--redis", redis_url or self.redis_url, *flags, *others],
+                [*command, role, "--redis", redis_url or self.redis_url, *flags, *others],
                 env={**self.environment(), **environment},
                 stdout=log,
                 stderr=log,

@@ -188,3 +188,33 @@ def stubborn(state: State, ctx: Context) -> dict[str, Any]:
 ends.add_node("stubborn", stubborn, isolation="process")
 for name in ("watchful", "suspended", "stubborn"):
     ends.add_edge(START, name)
+
+told = Graph(State, name="told")
+
+
+@told.node
+def send_out(state: State, ctx: Context) -> dict[str, Any]:
+    return _told("send_out", state["ledger"], ctx)
+
+
+@told.node
+def tell(sent: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    return {**_told(f"tell {sent['n']}", sent["ledger"], ctx), "seen": [sent["n"]]}
+
+
+@told.node
+def listen(state: State, ctx: Context) -> dict[str, Any]:
+    return _told("listen", state["ledger"], ctx)
+
+
+def _told(what: str, ledger: str, ctx: Context) -> dict[str, Any]:
+    """Emits, and notes the start."""
+    note(ledger, f"{ctx.run_id} {ctx.path} {ctx.delivery} {os.getpid()}")
+    ctx.emit("told", what)
+    return {}
+
+
+told.add_edge(START, "send_out").add_edge("tell", "listen")
+told.add_conditional_edges(
+    "send_out", lambda state: [Send("tell", {"n": n, "ledger": state["ledger"]}) for n in range(3)], ["tell"]
+)

@@ -37,7 +37,8 @@ class Sending:
         self.refusals: list[Exception] = []
         self.claims_said = 0
         self.forget("first")
-        self.sender = ResultSender(self.link, self._say_claims)
+        self.failures: list[Exception] = []
+        self.sender = ResultSender(self.link, self._say_claims, self.failures.append)
 
     def _say_claims(self) -> None:
         if self.refusals:
@@ -116,3 +117,16 @@ def test_what_could_not_be_said_again_is_tried_again(sending: Sending) -> None:
     sending.stored()
     until(lambda: not sending.sender._kept_answers)
     assert not sending.sender._unsent
+
+
+def test_what_ends_the_thread_is_told(sending: Sending, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given an error that nobody has foreseen
+    error = RuntimeError("planted")
+
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sending.link, "send", broken)
+    # when a result is to be sent, then the worker learns that nothing will be sent any more
+    sending.put(b"one")
+    until(lambda: sending.failures == [error])

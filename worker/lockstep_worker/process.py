@@ -81,22 +81,30 @@ class WorkerProcess:
         self._drain_seconds = drain_seconds
         self._beating: subprocess.Popen[bytes] | None = None
         self.stopping = False
-        """Whether a signal has said to stop."""
+        """Whether a signal has said to stop, or something has failed."""
+        self.failure: Exception | None = None
         self.link = WorkerLink(url, namespace, self.info, Signer(namespace, signing_keys) if signing_keys else None)
         self._rq_connection = connect(url)
         check_server(self._rq_connection, url)
         self.claims = Claims(lambda: slots - self.executor.running)
         self.executor = Executor(graphs, slots, name, self.claims.take, self._answer)
-        self.sender = ResultSender(self.link, lambda: self.link.reclaim(self.claims.described()))
+        self.sender = ResultSender(self.link, lambda: self.link.reclaim(self.claims.described()), self.fail)
 
     def run(self) -> None:
-        """Work until a signal says to stop."""
+        """Work until a signal says to stop. An error of our own making ends it, too: what it has is then done elsewhere."""
         try:
             while not self.stopping:
                 self._work()
         finally:
             self._stop_beating()
             self._close()
+        if self.failure is not None:
+            raise self.failure
+
+    def fail(self, error: Exception) -> None:
+        """End `run` with this error, and finish nothing."""
+        self.failure = self.failure or error
+        self.stopping = True
 
     def _work(self) -> None:
         """RQ's loop, until a signal says to stop, or it ends for another reason."""
@@ -240,11 +248,16 @@ class RqWorker(BaseWorker):
             except (RedisError, OSError) as error:
                 log.warning("Redis does not answer; trying again", error=str(error))
                 time.sleep(OUTAGE_PAUSE_SECONDS)
+            except Exception as error:
+                self._process.fail(error)
         return None
 
     def execute_job(self, job: Any, queue: Any) -> None:
         """Hand the jobs to the executor."""
-        self._process.start(job)
+        try:
+            self._process.start(job)
+        except Exception as error:
+            self._process.fail(error)
 
     def heartbeat(self, timeout: int | None = None, pipeline: Any = None) -> None:
         """Nothing: an error here would end RQ's loop. Between jobs, the worker looks."""
@@ -274,6 +287,6 @@ class RqWorker(BaseWorker):
 
     def teardown(self) -> None:
         """Finish first; then RQ takes the worker off its lists."""
-        if self._process.stopping:
+        if self._process.stopping and self._process.failure is None:
             self._process.drain()
         super().teardown()  # type: ignore[no-untyped-call]

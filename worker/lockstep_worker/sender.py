@@ -37,10 +37,14 @@ class Outgoing:
 
 
 class ResultSender:
-    """A thread that sends results in batches. `say_claims` repeats to Redis what this worker holds."""
+    """A thread that sends results in batches.
 
-    def __init__(self, link: WorkerLink, say_claims: Callable[[], None]) -> None:
+    `say_claims` repeats to Redis what this worker holds; `on_failure` is told what ends the thread, if that is not `close`.
+    """
+
+    def __init__(self, link: WorkerLink, say_claims: Callable[[], None], on_failure: Callable[[Exception], None]) -> None:
         self._link = link
+        self._on_failure = on_failure
         self._say_claims = say_claims
         self._outbox: queue.SimpleQueue[Outgoing | None] = queue.SimpleQueue()
         self._kept: dict[str, deque[tuple[bytes, Sequence[Answer]]]] = {}
@@ -70,6 +74,12 @@ class ResultSender:
             return self._sent.wait_for(lambda: self._unsent == 0, seconds)
 
     def _run(self) -> None:
+        try:
+            self._send_all()
+        except Exception as error:  # of our own making: a worker whose results nobody sends must not go on
+            self._on_failure(error)
+
+    def _send_all(self) -> None:
         batch: list[Outgoing] = []
         next_check = time.monotonic() + CHECK_SECONDS
         while not self._closing.is_set():
