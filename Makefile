@@ -69,8 +69,8 @@ proof: $(VENV)/.installed  ## All proofs at full length, about an hour: simulati
 	@$(BIN)/python -m tests.chaos --store postgres --minutes 15
 	@$(BIN)/python -m tests.chaos --store mysql --minutes 5
 	@$(BIN)/python -m tests.chaos --store sqlite --minutes 5
-	@LOCKSTEP_TEST_RUNS=1000 LOCKSTEP_TEST_RESTART_ROUNDS=5 LOCKSTEP_TEST_CROWDED_SECONDS=60 \
-		$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal tests/guarantees tests/distributed
+	@LOCKSTEP_TEST_RUNS=1000 LOCKSTEP_TEST_RESTART_ROUNDS=5 LOCKSTEP_TEST_CROWDED_SECONDS=60 LOCKSTEP_TEST_ALL_CRASH_POINTS=1 \
+		$(BIN)/pytest --timeout 1800 --numprocesses $(PROCESSES) --dist worksteal tests/guarantees tests/distributed
 
 .PHONY: bench
 bench: $(VENV)/.installed  ## Benchmarks

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import structlog
 from tests.chaos.storm import RECOVERY_SECONDS, Storm, is_violated
 
 
@@ -19,6 +20,7 @@ def main() -> None:
     parser.add_argument("--store", choices=["postgres", "mysql", "sqlite"], default="postgres")
     parser.add_argument("--recovery-seconds", type=float, default=RECOVERY_SECONDS, help="more than this is a failure, too")
     options = parser.parse_args()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # The report alone is on stdout.
     with (
         tempfile.TemporaryDirectory(prefix="lockstep-chaos-") as folder,
         Storm(options.store, options.seed, Path(folder)) as storm,

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import operator
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -33,7 +34,7 @@ from lockstep.cli.load import load_graph
 from lockstep.core.superstep import advance
 
 AUDIT = Path(__file__).parents[2] / "docs" / "examples" / "audit.py"
-RUNS = 100
+RUNS = int(os.environ.get("LOCKSTEP_TEST_RUNS", "100"))
 LONGEST_PAUSE_SECONDS = 0.001
 SLOTS = [1, 2, 4, 8]
 WITHOUT_SERVERS = pytest.mark.parametrize("store_url", ["memory", "sqlite"], indirect=True)
