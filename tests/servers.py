@@ -73,9 +73,9 @@ class RedisServer:
 
 
 class PostgresServer:
-    """A PostgreSQL of its own; `root` may not run one, so it runs as `postgres` then."""
+    """A PostgreSQL of its own; `root` may not run one, so it runs as `postgres` then. `settings` are lines of its file."""
 
-    def __init__(self) -> None:
+    def __init__(self, *settings: str) -> None:
         self._bin = _postgres_programs()
         self._data = tempfile.mkdtemp(prefix="lockstep-pg-")
         self._prefix: list[str] = []
@@ -83,6 +83,8 @@ class PostgresServer:
             shutil.chown(self._data, "postgres")
             self._prefix = ["runuser", "-u", "postgres", "--"]
         self._call("initdb", "-A", "trust", "-U", "postgres", "-D", self._data)
+        with Path(self._data, "postgresql.conf").open("a") as file:
+            file.writelines(f"{setting}\n" for setting in settings)
         self.port = free_port()
         self.url = f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/postgres"
         self.start()
@@ -112,9 +114,10 @@ class PostgresServer:
 
 
 class MariaDBServer:
-    """A MariaDB of its own; `root` may not run one, so it runs as `mysql` then."""
+    """A MariaDB of its own; `root` may not run one, so it runs as `mysql` then. `settings` are more of its arguments."""
 
-    def __init__(self) -> None:
+    def __init__(self, *settings: str) -> None:
+        self._settings = settings
         self._data = tempfile.mkdtemp(prefix="lockstep-mariadb-")
         self._user = "mysql" if os.geteuid() == 0 else None
         if self._user is not None:
@@ -139,7 +142,7 @@ class MariaDBServer:
         place = [f"--datadir={self._data}", f"--socket={self._data}/socket", f"--pid-file={self._data}/pid"]
         network = ["--bind-address=127.0.0.1", f"--port={self.port}"]
         self._process = subprocess.Popen(
-            [_program("mariadbd", "mariadb-server"), "--no-defaults", *place, *network],
+            [_program("mariadbd", "mariadb-server"), "--no-defaults", *place, *network, *self._settings],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             user=self._user,
