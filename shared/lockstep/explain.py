@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -125,6 +126,12 @@ def _findings_of_workers(row: RunRow, items: Sequence[ItemExplanation], seen: Wh
     if seen.suspended:
         return ["workers are suspended: `rq resume`"]
     findings = []
+    if waiting := sum(item.state == "owner" for item in items):
+        depths = ", ".join(f"{queue!r} holds {tasks}" for queue, tasks in sorted(Counter(seen.queued.values()).items()))
+        findings.append(
+            f"{waiting} items are not handed out: if that lasts, they wait for room in their queue "
+            f"({depths or 'all are empty'}), for the max_concurrent of the run, or for that of their node"
+        )
     for queue in sorted({item.where for item in items if item.state == "queued" and item.where is not None}):
         serving = [worker for worker in seen.workers if queue in worker.queues]
         if not serving:

@@ -1,4 +1,4 @@
-"""Encrypted connections: to Redis by rediss://, to databases by what their drivers take in a URL. A stranger's server is refused."""
+"""Encrypted connections: to Redis by rediss://, to databases by what their drivers take in a URL. A stranger is refused."""
 
 from __future__ import annotations
 

@@ -177,6 +177,20 @@ def test_explain_says_where_tasks_are_and_what_is_missing(cluster: Cluster, tmp_
     assert explained(cluster, "w")[1:] == ([], "")
 
 
+def test_explain_says_what_items_wait_for_that_are_not_handed_out(cluster: Cluster, tmp_path: Path) -> None:
+    # given a queue of two tasks, a slot, and five leaves that wait for the gate
+    cluster.coordinator("--queue-depth", "2")
+    cluster.worker("--concurrency", "1")
+    run = cluster.client.submit("fan", {"width": 5, "gate": str(tmp_path / "gate")}, run_id="w")
+    states = lambda: [state for state, _ in explained(cluster, "w")[1]]  # noqa: E731
+    cluster.until(lambda: states() == ["claimed", "queued", "queued", "owner", "owner"], "all that can be is handed out")
+    # then explain says what the others wait for
+    assert "2 items are not handed out" in explained(cluster, "w")[2]
+    assert "wait for room in their queue ('default' holds 2)" in explained(cluster, "w")[2]
+    (tmp_path / "gate").touch()
+    run.result(60)
+
+
 def test_explain_names_the_version_that_no_worker_has(cluster: Cluster) -> None:
     # given a worker with another graph
     cluster.coordinator()
