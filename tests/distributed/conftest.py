@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -105,6 +106,7 @@ class Cluster:
         self.client = Client(store_url, redis_url=redis_url, namespace=self.namespace)
         self.coordinators: list[Process] = []
         self.workers: list[Process] = []
+        self._numbers = itertools.count()
         self.deaths = {0, -signal.SIGKILL}
         """How a process may end before the test does."""
 
@@ -122,7 +124,7 @@ class Cluster:
     ) -> Process:
         """A `lockstep` process; what it says is in the folder, for when a test fails."""
         role, *others = arguments
-        log = (self.folder / f"{role}-{len(self.coordinators) + len(self.workers)}.log").open("wb")
+        log = (self.folder / f"{role}-{next(self._numbers)}.log").open("wb")
         flags = [flag for graph in graphs for flag in ("--graphs", graph)] if role != "relay" else []
         with log:
             return subprocess.Popen(
