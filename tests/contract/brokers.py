@@ -177,10 +177,10 @@ class RedisWorld:
             worker.beat()
         return worker
 
-    def settled(self, broker: RedisBroker) -> RedisBroker:
-        """The same broker, once it believes what it sees: the server's memory is old enough."""
+    def settled(self, broker: RedisBroker, *others: RedisBroker) -> RedisBroker:
+        """The same broker, once it and the others believe what they see: the server's memory is old enough."""
         self.forget_everything(ago_ms=TRUSTED_MS, keys=False)
-        assert broker.lost() == []
+        assert [each.lost() for each in (broker, *others)] == [[] for _ in (broker, *others)]
         return broker
 
     def forget_everything(self, ago_ms: float = 0.0, *, keys: bool = True) -> None:

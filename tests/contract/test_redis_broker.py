@@ -110,7 +110,8 @@ def test_two_coordinators_and_many_workers_keep_the_bound(
     # given two coordinators with short nodes, so that jobs hold several tasks, and three workers
     monkeypatch.setattr("lockstep.broker.redis.ENQUEUE", WATCHED_ENQUEUE)
     workers = [world.worker(f"w{n}") for n in range(3)]
-    brokers = [world.settled(world.broker(queue_depth, {partition: 1})) for partition in "pq"]
+    brokers = [world.broker(queue_depth, {partition: 1}) for partition in "pq"]
+    world.settled(*brokers)
     offered = [tasks(partition, 150, partition_id=partition) for partition in "pq"]
     for broker in brokers:
         broker._means["hash-1", "node"] = 1.0
@@ -672,6 +673,24 @@ def test_results_that_come_after_the_server_has_forgotten_are_read_whatever_thei
     assert answers_in(broker.receive(LONG_SECONDS)) == ["b"]
 
 
+def test_who_was_suspended_while_the_server_forgot_hands_out_nothing(world: RedisWorld) -> None:
+    # given a coordinator that is suspended, and another that has taken its partition over
+    older, newer = world.broker(owns={"p": 9}), world.broker(owns={"p": 10})
+    world.settled(older, newer)
+    # when the server forgets everything, who owns what included, and the older one goes on
+    world.forget_everything()
+    # then nothing is put into a queue for it
+    assert older.offer([task("a")]) == [False]
+    assert world.job_ids() == []
+    # and nothing for the newer one, until it has seen that the server has forgotten
+    assert newer.offer([task("b")]) == [False]
+    newer.lost()
+    assert newer.offer([task("b")]) == [True]
+    # which the older one comes too late for
+    older.lost()
+    assert older.offer([task("a")]) == [False]
+
+
 # --- large states -------------------------------------------------------------------------------------------------------------
 
 
@@ -852,7 +871,8 @@ def test_a_task_that_is_claimed_while_somebody_looks_is_outstanding(
     world: RedisWorld, broker: RedisBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a worker that claims a task between the look at the queues and the look at the workers, whichever comes first
-    worker, successor = world.worker(), world.settled(world.broker(owns={"p": 2}))
+    worker, successor = world.worker(), world.broker(owns={"p": 2})
+    world.settled(successor, broker)
     broker.own({"p": 3})
     broker.offer([task("a")])
 

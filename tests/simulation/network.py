@@ -98,6 +98,8 @@ class SimulatedBroker:
         return [True] * len(tasks)
 
     def offer(self, tasks: Sequence[Task]) -> list[bool]:
+        if self._network.memory != self._memory:
+            return [False] * len(tasks)  # The owners are forgotten, too: who may hand out is said at the next sweep.
         full: set[str] = {task.queue for task in tasks if self._is_older(task.partition_id)}
         return [self._put(task, full) for task in tasks]
 
@@ -143,6 +145,7 @@ class SimulatedBroker:
             self._memory = self._network.memory
             self._trusted_from = self._network.forgot_at + TRUSTED_SECONDS
             self._positions = dict.fromkeys(self._positions, 0)
+            self.own(self.owned)
 
     def _there(self) -> set[Key]:
         queued = {key_of(task) for queue in self._network.queues.values() for task in queue}

@@ -352,7 +352,7 @@ class World:
     # What must always hold
 
     def _offered(self, broker: SimulatedBroker, task: Task) -> None:
-        """A task is handed out: only what is committed, and not what has a result, unless a zombie does that."""
+        """A task is handed out: only what is committed, and not what has a result, whoever does that."""
         [row] = self.store.find_runs(run_ids=[task.run_id])
         steps = self.store.steps(task.run_id, task.step_id - 1, task.step_id - 1)
         if not steps:
@@ -363,16 +363,12 @@ class World:
         if task.path not in {item.path for item in items}:
             raise Violation(f"{task.run_id}: {task.node_id} is handed out in step {task.step_id}, to which it does not belong")
         rows = journal.get(task.path, [])
-        if any(entry.kind == "done" for entry in rows) and self._is_owner(broker, task.partition_id):
-            raise Violation(f"{task.run_id}: {task.node_id} is handed out by its owner though it has a result")
+        if any(entry.kind == "done" for entry in rows):
+            raise Violation(f"{task.run_id}: {task.node_id} is handed out though it has a result")
         if task.attempt > 1 + sum(entry.kind == "failed" for entry in rows):
             raise Violation(f"{task.run_id}: attempt {task.attempt} of {task.node_id} begins before the failures are stored")
         if len(self.network.queues[task.queue]) >= QUEUE_DEPTH:
             raise Violation(f"queue {task.queue} holds more than {QUEUE_DEPTH} tasks")
-
-    def _is_owner(self, broker: SimulatedBroker, partition_id: str) -> bool:
-        lease_id = next((seat.lease_id for seat in self.seats if seat.broker is broker), None)
-        return lease_id in self.store._leases and self.store._owners.get(partition_id) == lease_id
 
     def committed(self, lease_id: str, transitions: Sequence[Transition], outcomes: Sequence[CommitOutcome]) -> None:
         """Somebody has committed: only who owns the runs may, and nothing that was there has changed."""

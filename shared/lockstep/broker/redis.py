@@ -118,10 +118,13 @@ class RedisBroker:
             self._positions.pop(partition_id, None)
             self._read.pop(partition_id, None)
         self._owned = dict(partitions)
-        if partitions:
-            with self._translated():
-                # Now, not with the first task: the owner before must not delete what it has read since.
-                self._redis.eval(OWN, 1, self._names.epochs, *[value for pair in partitions.items() for value in pair])
+        with self._translated():
+            # Now, not with the first task: the owner before must not delete what it has read since.
+            self._say_what_is_owned()
+
+    def _say_what_is_owned(self) -> None:
+        if self._owned:
+            self._redis.eval(OWN, 1, self._names.epochs, *[value for pair in self._owned.items() for value in pair])
 
     def permit(self, tasks: Sequence[Task]) -> list[bool]:
         with self._translated():
@@ -132,6 +135,8 @@ class RedisBroker:
         for task in tasks:
             by_queue.setdefault(task.queue, []).append(task)
         with self._translated():
+            if not self._marker:
+                self._look_for_amnesia()
             pipe = self._redis.pipeline(transaction=False)
             digests = {state: self._add_upload(pipe, state) for state in {task.state for task in tasks}}
             uploads = len(pipe)
@@ -171,7 +176,7 @@ class RedisBroker:
         chunk = self._chunk(queue, tasks)
         partitions = sorted({task.partition_id for task in tasks})
         key = names.queue(queue)
-        keys = (key, names.queues, names.depth(queue), names.bell(queue), names.epochs, names.refused(queue))
+        keys = (key, names.queues, names.depth(queue), names.bell(queue), names.epochs, names.refused(queue), names.marker)
         pipe.eval(
             ENQUEUE,
             len(keys),
@@ -190,6 +195,7 @@ class RedisBroker:
             len(partitions),
             *partitions,
             *[self._owned.get(partition_id, 0) for partition_id in partitions],
+            self._marker,
             *encoded,
         )
 
@@ -329,7 +335,11 @@ class RedisBroker:
         return lost
 
     def _look_for_amnesia(self) -> None:
-        """After the server has lost its memory, wait until the workers have said again what they have."""
+        """After the server has lost its memory, wait until the workers have said again what they have.
+
+        Until then nothing is handed out: of owners, too, the server has forgotten who is the newest. A coordinator comes here
+        only when the store has just said what it owns.
+        """
         answer: Any = self._redis.eval(MARK, 1, self._names.marker, uuid.uuid4().hex)
         marker, now = answer
         if marker.decode() != self._marker:
@@ -340,6 +350,7 @@ class RedisBroker:
             self._uploaded.clear()
             # A server with another clock may number new entries below those that were read before.
             self._positions = dict.fromkeys(self._positions, b"0")
+            self._say_what_is_owned()
 
     def _queued(self) -> set[str]:
         """The ids of all jobs in queues, each queue's depth being counted anew."""

@@ -19,19 +19,21 @@ end
 
 ENQUEUE = """
 -- Puts tasks at the end of a queue, as many as there is room for, in jobs of at most `chunk` tasks.
--- KEYS: queue list, set of queues, depth, bell, epochs, refused
+-- KEYS: queue list, set of queues, depth, bell, epochs, refused, marker
 -- ARGV: job prefix, queue key, queue name, limit, chunk, job id base, time (ISO), job TTL, stream to wake, head and tail of
---       data, number of the tasks' partitions, their ids, their epochs, then for each task: JSON, identity, "1" if it travels
---       alone
--- Returns the ids of the jobs, each ending in -<number of its tasks>; nil if a partition has another owner by now.
+--       data, number of the tasks' partitions, their ids, their epochs, the marker that the caller knows, then for each task:
+--       JSON, identity, "1" if it travels alone
+-- Returns the ids of the jobs, each ending in -<number of its tasks>; nil if a partition has another owner by now, or the
+-- server has lost its memory, and with it the owners.
 local n = tonumber(ARGV[12])
+if redis.call('GET', KEYS[7]) ~= ARGV[13 + 2 * n] then return nil end
 local epochs = redis.call('HMGET', KEYS[5], unpack(ARGV, 13, 12 + n))
 for i = 1, n do
     local mine = ARGV[12 + n + i]
     if epochs[i] and tonumber(epochs[i]) > tonumber(mine) then return nil end
     if epochs[i] ~= mine then redis.call('HSET', KEYS[5], ARGV[12 + i], mine) end
 end
-local arg = 13 + 2 * n
+local arg = 14 + 2 * n
 local prefix, chunk, base, now = ARGV[1], tonumber(ARGV[5]), ARGV[6], ARGV[7]
 local room = tonumber(ARGV[4]) - tonumber(redis.call('GET', KEYS[3]) or '0')
 local jobs, tasks, names, taken = {}, {}, {}, 0
