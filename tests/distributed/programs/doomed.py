@@ -21,13 +21,14 @@ from lockstep.errors import BrokerUnavailableError, StoreUnavailableError
 from lockstep_coordinator import relay
 
 Call = Callable[..., Any]
+STRIKES = ("kill", "exception")
 
 
 class Accident:
     """Happens once."""
 
     def __init__(self, kind: str, number: int, file: str) -> None:
-        self._kind = kind
+        self.kind = kind
         self._left = number
         self._file = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
@@ -35,11 +36,11 @@ class Accident:
         self._left -= counts
         if self._left or not counts:
             return False
-        os.write(self._file, self._kind.encode() + b"\n")
+        os.write(self._file, self.kind.encode() + b"\n")
         return True
 
     def strike(self) -> None:
-        if self._kind == "kill":
+        if self.kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         raise RuntimeError("planted")
 
@@ -59,15 +60,54 @@ class Accident:
         def called(*args: Any, **options: Any) -> Any:
             answer = call(*args, **options)
             if self.is_due(counts(answer)):
-                if self._kind == "lost":
+                if self.kind == "lost":
                     raise lost
-                if self._kind == "twice":
+                if self.kind == "twice":
                     call(*args, **options)
                     return answer
                 self.strike()
             return answer
 
         return called
+
+
+def plant_behind_begin(accident: Accident) -> None:
+    """The transaction is open, and nothing is written in it: the fence comes first, on each database."""
+    from lockstep.store.mysql import MysqlCommit
+    from lockstep.store.postgres import PostgresCommit
+    from lockstep.store.sqlite import Fence, Prepared
+
+    unprepared = PostgresCommit._unprepared
+    begins = lambda commit, statement: statement == "BEGIN"  # noqa: E731
+
+    def begun(commit: Any, statement: str) -> None:
+        unprepared(commit, statement)
+        if accident.is_due(begins(commit, statement)):
+            accident.strike()
+
+    PostgresCommit._unprepared = begun  # type: ignore[method-assign]
+    MysqlCommit._renew = accident.before(MysqlCommit._renew)  # type: ignore[method-assign]
+    is_fence = lambda prepared, cursor, rows: bool(rows) and isinstance(rows[0], Fence)  # noqa: E731
+    Prepared.execute = accident.before(Prepared.execute, is_fence)  # type: ignore[method-assign]
+
+
+def committing(accident: Accident, attempt: Call) -> Call:
+    """The transaction, with the accident right after its COMMIT. If the answer is lost, so is the connection."""
+
+    def attempted(commit: Any, *args: Any) -> Any:
+        done = attempt(commit, *args)
+        if not accident.is_due():
+            return done
+        if accident.kind == "twice":
+            attempt(commit, *args)
+        if accident.kind == "lost":
+            commit._driver.close()
+            raise commit.operational_error("planted: the answer was lost")
+        if accident.kind in STRIKES:
+            accident.strike()
+        return done
+
+    return attempted
 
 
 def plant(point: str, accident: Accident) -> None:
@@ -96,21 +136,20 @@ def plant(point: str, accident: Accident) -> None:
         from lockstep.broker.worker import WorkerLink
 
         WorkerLink.send = accident.after(WorkerLink.send, redis_lost)  # type: ignore[method-assign]
-    elif point in ("journal", "COMMIT"):
+    elif point == "journal":
         from lockstep.store.sql import SqlStore
 
         has_results = lambda store, lease, transitions: any(t.journal for t in transitions)  # noqa: E731
-        commit = (
-            accident.before(SqlStore.commit, has_results) if point == "journal" else accident.after(SqlStore.commit, store_lost)
-        )
-        SqlStore.commit = commit  # type: ignore[method-assign]
+        SqlStore.commit = accident.before(SqlStore.commit, has_results)  # type: ignore[method-assign]
     elif point == "BEGIN":
+        plant_behind_begin(accident)
+    elif point == "COMMIT":
         from lockstep.store.mysql import MysqlCommit
         from lockstep.store.postgres import PostgresCommit
         from lockstep.store.sqlite import SqliteCommit
 
         for kind in (MysqlCommit, PostgresCommit, SqliteCommit):
-            kind._attempt = accident.before(kind._attempt)  # type: ignore[attr-defined, method-assign]
+            kind._attempt = committing(accident, kind._attempt)  # type: ignore[attr-defined, method-assign]
     elif point == "dispatch":
         from lockstep_coordinator.dispatch import Dispatcher
 
@@ -119,13 +158,15 @@ def plant(point: str, accident: Accident) -> None:
         from lockstep.broker.stream import RedisStreamSink
 
         relay.CLAIM_SECONDS = 1.0  # What a dead relay has claimed is free again soon.
-        RedisStreamSink.publish = accident.before(RedisStreamSink.publish)  # type: ignore[method-assign]
+        publish = RedisStreamSink.publish
+        unheard = accident.after(publish, OSError("planted: the answer was lost"))
+        RedisStreamSink.publish = accident.before(publish) if accident.kind in STRIKES else unheard  # type: ignore[method-assign]
     elif point == "relay mark":
         from lockstep.store.outbox import SqlOutbox
 
         relay.CLAIM_SECONDS = 1.0
-        from_sink = accident.before(SqlOutbox.mark) if accident._kind in ("kill", "exception") else None
-        SqlOutbox.mark = from_sink or accident.after(SqlOutbox.mark, store_lost)  # type: ignore[method-assign]
+        mark = SqlOutbox.mark
+        SqlOutbox.mark = accident.before(mark) if accident.kind in STRIKES else accident.after(mark, store_lost)  # type: ignore[method-assign]
     else:
         raise ValueError(point)
 

@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 SHORT_LEASE_SECONDS = 1.0
 
 
@@ -17,14 +19,12 @@ def hand_back_at_first() -> None:
     from lockstep.broker.worker import ClaimedJob
     from lockstep_worker.process import WorkerProcess
 
+    start = WorkerProcess.start
+
     def starting(process: WorkerProcess, jobs: Sequence[ClaimedJob]) -> None:
         """Only what comes again is started."""
-        for job in jobs:
-            first = [task.handed_back("for the first time") for task in job.tasks if task.delivery == 1]
-            process.claims.add(job, first)
-            for answer in first:
-                process._answer(answer)
-        process.executor.pump()
+        first = [[task.handed_back("for the first time") for task in job.tasks if task.delivery == 1] for job in jobs]
+        start(process, [replace(job, refused=[*job.refused, *some]) for job, some in zip(jobs, first, strict=True)])
 
     WorkerProcess.start = starting  # type: ignore[method-assign]
 
