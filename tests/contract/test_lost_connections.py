@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from lockstep.records import Command, Committed
 from lockstep.store.sql import SqlStore
+from lockstep_coordinator.lease import LEASE_SECONDS
 
 if TYPE_CHECKING:
     from conftest import World
@@ -80,3 +81,21 @@ def test_whoever_writes_does_not_notice(world: World, store: SqlStore) -> None:
     assert [pending.run_id for pending in store.outbox.claim("relay", "sink", 9, 60)] == ["run-1"]
     # then each of them was done once
     assert [row.version for row in store.find_runs()] == [2, 1]
+
+
+def test_a_postgres_that_says_nothing_counts_as_gone_before_a_lease_ends(world: World, store: SqlStore) -> None:
+    # given connections over TCP, on which nobody would tell that the other end is no more there
+    if store._access.database.engine.dialect.name != "postgresql":
+        assert store._access.database.engine.dialect.name in (
+            "mysql",
+            "mariadb",
+        )  # There, the driver waits no longer than it may.
+        return
+    with store._access.reading() as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        known = driver.info.get_parameters()
+    # then the system asks early, and gives up early
+    silence = int(known["keepalives_idle"]) + int(known["keepalives_interval"]) * int(known["keepalives_count"])
+    assert silence <= 5 and int(known["tcp_user_timeout"]) <= 5000
+    assert silence < LEASE_SECONDS

@@ -29,6 +29,16 @@ LOCK_TIMEOUT_MS = 5_000
 """How long a statement waits for a lock, and how long a transaction may lie idle. Both are shorter than a lease: whoever hangs
 has given up before others take over."""
 
+SILENCE = {
+    "tcp_user_timeout": 5000,
+    "keepalives": 1,
+    "keepalives_idle": 2,
+    "keepalives_interval": 1,
+    "keepalives_count": 3,
+}
+"""When a server that says nothing counts as gone (milliseconds, then seconds and a number): within 5 s, which is less than a
+lease. By default a machine waits for a quarter of an hour, or for two hours."""
+
 SCHEMA_LOCK = 0x10C657E9
 """The key of the advisory lock under which the schema is migrated: any number that others are unlikely to use."""
 
@@ -50,7 +60,7 @@ class PostgresDatabase:
             url,
             isolation_level="AUTOCOMMIT",
             pool_reset_on_return=None,  # Nothing is left open: whoever begins a transaction ends it.
-            connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "options": options},
+            connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS, "options": options, **SILENCE},
         )
         constants = {"status": f"'{RunStatus.PENDING.value}'", "step_id": "-1", "version": "0", "retries": "0"}
         constants |= {"format_version": str(FORMAT_VERSION), "created_at": "now", "updated_at": "now"}
