@@ -24,6 +24,7 @@ from lockstep.core.state import State
 from lockstep.core.superstep import Step, advance, begin
 from lockstep.errors import GraphVersionError, LockstepError, PoisonError, RunCancelledError, text_of
 from lockstep.graph import CompiledGraph
+from lockstep.interrupts import question_id
 from lockstep.options import Options, decode_options, encode_options
 from lockstep.records import (
     Command,
@@ -104,6 +105,9 @@ class ActiveRun:
         self._dead: dict[bytes, tuple[LockstepError, BaseException | None]] = {}
         self._to_handle: dict[bytes, dict[str, Any]] = {}
         self._handled: dict[bytes, dict[str, Any]] = {}
+        self._questions: dict[bytes, int] = {}
+        self._answers: dict[bytes, list[bytes]] = {}
+        self._answered = False
         self._fatal: LockstepError | None = None
         self._migrated: Step | None = None
         self._journal: list[JournalRow] = []
@@ -142,11 +146,18 @@ class ActiveRun:
                 if meta.retries == self.row.retries:
                     self._budget_used[row.path] = self._budget_used.get(row.path, 0) + 1
                     last[row.path] = json.loads(row.payload), meta
+            elif row.kind == "interrupted":
+                self._questions[row.path] = row.n
+                self._deliveries[row.path] = max(self._deliveries.get(row.path, 0), decode_meta(row.meta).delivery)
+            elif row.kind == "answer":
+                self._answers.setdefault(row.path, []).append(row.payload)
+        for path in [path for path, n in self._questions.items() if n < len(self._answers.get(path, ()))]:
+            del self._questions[path]
         for item in frontier.items:
             if item.stands_for is not None and item.parent_path in last:
                 self._handled[item.path] = last[item.parent_path][0]
         pausing = list(self._pauses(last, now))
-        idle = self._outcomes.keys() | self._pausing | self._dead.keys()
+        idle = self._outcomes.keys() | self._pausing | self._dead.keys() | self._questions.keys()
         self.ready.discard(idle)
         return pausing
 
@@ -195,6 +206,7 @@ class ActiveRun:
         self._outcomes, self._events, self._failures, self._budget_used = {}, {}, {}, {}
         self._deliveries, self._losses, self._returns = {}, {}, {}
         self._handled.clear()
+        self._questions, self._answers = {}, {}
 
     def task_for(self, item: WorkItem) -> Task:
         """The task that hands out an item."""
@@ -222,6 +234,7 @@ class ActiveRun:
             max_concurrent=node.max_concurrent,
             stands_for=item.stands_for,
             error=self._handled.get(item.path),
+            answers=tuple(self._answers.get(item.path, ())),
         )
 
     def next_item(self, full: Collection[Lane]) -> WorkItem | None:
@@ -271,11 +284,17 @@ class ActiveRun:
             self._pausing.discard(result.path)
             self._dead.pop(result.path, None)
             self._to_handle.pop(result.path, None)
+            self._questions.pop(result.path, None)
             self._outcomes[result.path], self._events[result.path] = outcome, events
             self._note(item, "done", 0, result.outcome, result)
             return Verdict.TAKEN
-        if result.failure is None or not self._is_current(result.path, result.delivery):
+        if result.failure is None and result.question is None:
             return Verdict.DROPPED
+        if not self._is_current(result.path, result.delivery):
+            return Verdict.DROPPED
+        if result.question is not None:
+            return self._absorb_question(item, *result.question, result)
+        assert result.failure is not None
         said = result.failure.error
         if not (isinstance(said.get("type"), str) and isinstance(said.get("message"), str)):
             return Unusable("its failure has no type and message")
@@ -329,6 +348,29 @@ class ActiveRun:
         )
         self._dead[task.path] = (PoisonError(text, step_id=self.row.step_id + 1, node_id=item.node_id), None)
         return Verdict.TAKEN
+
+    def _absorb_question(self, item: WorkItem, number: int, value: bytes, result: TaskResult) -> Verdict | Unusable:
+        """The item asks somebody. This costs a delivery, and no attempt."""
+        if number != len(self._answers.get(item.path, ())):
+            return Unusable(f"it asks question {number} of an item with {len(self._answers.get(item.path, ()))} answers")
+        self._end_flight(item)
+        self._deliveries[item.path] = result.delivery
+        self._questions[item.path] = number
+        self._note(item, "interrupted", number, value, result)
+        return Verdict.TAKEN
+
+    def _answer(self, answers: Mapping[str, Any]) -> None:
+        """Take in answers by the ids of questions; those that nobody waits for are left alone."""
+        for item in self.frontier.items:
+            number = self._questions.get(item.path)
+            if number is None or (asked := question_id(item.path, number)) not in answers:
+                continue
+            payload = canonical_bytes(answers[asked])
+            del self._questions[item.path]
+            self._answers.setdefault(item.path, []).append(payload)
+            self._note(item, "answer", number, payload, TaskResult(run_id=self.run_id, path=item.path, delivery=0))
+            self.ready.add(item)
+            self._answered = True
 
     def _absorb_failure(self, item: WorkItem, failure: Failure, result: TaskResult) -> Retry | Verdict:
         attempt = self._failures[item.path] = self._failures.get(item.path, 0) + 1
@@ -418,6 +460,8 @@ class ActiveRun:
             case "cancel" if may_move(self.row.status, RunStatus.CANCELLED):
                 reason = json.loads(command.payload)
                 self.fail(RunCancelledError(f"run {self.run_id} was cancelled: {reason}", run_id=self.run_id, reason=reason))
+            case "resume" if self.row.status in (RunStatus.RUNNING, RunStatus.INTERRUPTED):
+                self._answer(json.loads(command.payload))
             case "retry" if self.row.status is RunStatus.FAILED:
                 self._revived = True
                 self.options = self.options.overridden(decode_options(json.loads(command.payload)))
@@ -451,7 +495,7 @@ class ActiveRun:
             update = self._update(status, error=canonical_bytes(located.to_record()))
             return msgspec.structs.replace(common, update=update, events=(self._end_event(status, located),)), None
         if step is None:
-            return common, None
+            return self._waiting(common), None
         status = RunStatus.SUCCEEDED if step.done else RunStatus.RUNNING
         pinned = self.graph.hash if self.graph.hash != self.row.graph_hash else None
         return (
@@ -474,11 +518,26 @@ class ActiveRun:
             step,
         )
 
+    def _waiting(self, common: Transition) -> Transition:
+        """The transition of a run whose step goes on: its status says whether it waits for people alone."""
+        answered, self._answered = self._answered, False
+        if self.row.status is RunStatus.INTERRUPTED and answered:
+            return msgspec.structs.replace(common, update=self._update(RunStatus.RUNNING))
+        waits = bool(self._questions) and len(self._outcomes) + len(self._questions) == len(self._items)
+        if self.row.status is not RunStatus.RUNNING or not waits:
+            return common
+        asked = [
+            question_id(item.path, self._questions[item.path]) for item in self.frontier.items if item.path in self._questions
+        ]
+        event = self._event(0, self.row.step_id, "", f"{ENGINE_EVENTS}interrupted", {"ids": asked})
+        return msgspec.structs.replace(common, update=self._update(RunStatus.INTERRUPTED), events=(event,))
+
     def _first_dead(self) -> LockstepError | None:
         """The error that ends the run: of the item lowest in order, once all are accounted for or fail_fast does not wait."""
         if not self._dead:
             return None
-        if not self.options.fail_fast and len(self._outcomes) + len(self._dead) < len(self._items):
+        ended = len(self._outcomes) + len(self._dead) + len(self._questions)
+        if not self.options.fail_fast and ended < len(self._items):
             return None
         error, self.cause = next(self._dead[item.path] for item in self.frontier.items if item.path in self._dead)
         return error

@@ -35,6 +35,7 @@ from lockstep.errors import (
     WaitTimeoutError,
 )
 from lockstep.graph import Command, Graph, Overwrite, Send, StateGraph
+from lockstep.interrupts import Interrupt, interrupt
 from lockstep.messages import add_messages
 from lockstep.options import (
     Options,
@@ -85,6 +86,7 @@ __all__ = [
     "Engine",
     "Graph",
     "GraphVersionError",
+    "Interrupt",
     "LockstepError",
     "MaxStepsExceededError",
     "NoProgressError",
@@ -115,6 +117,7 @@ __all__ = [
     "UnknownGraphError",
     "WaitTimeoutError",
     "add_messages",
+    "interrupt",
     "with_conflict_policy",
     "with_default_timeout",
     "with_max_concurrent",

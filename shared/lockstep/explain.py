@@ -16,14 +16,18 @@ from lockstep.core.frontier import decode_frontier
 from lockstep.core.lifecycle import FINISHED, RunStatus
 from lockstep.core.records import WorkItem
 from lockstep.history import is_done, items_in_place
+from lockstep.interrupts import open_question, question_id
 from lockstep.ports import Reader
 from lockstep.records import JournalRow, RunRow
 from lockstep.wire import decode_meta
 
 
 class ItemExplanation(msgspec.Struct, frozen=True, kw_only=True):
-    """One due item. `state`: done, queued, claimed, timer (it waits for its next attempt), or owner (it waits for the run's
-    owner); `failures` so far, and the `error` of the last one. The item of an error handler `stands_for` the node that failed.
+    """One due item.
+
+    `state`: done, answer (it has asked what `where` says), queued, claimed, timer (it waits for its next attempt), or owner
+    (it waits for the run's owner). `failures` so far, and the `error` of the last one. The item of an error handler
+    `stands_for` the node that failed.
     """
 
     node_id: str
@@ -77,6 +81,8 @@ def _item(row: RunRow, item: WorkItem, journal: Sequence[JournalRow], seen: Wher
     failures = [entry for entry in journal if entry.kind == "failed"]
     if is_done(journal):
         state = "done"
+    elif question := open_question(journal):
+        state, where = "answer", question_id(item.path, question.n)
     elif seen is not None and key in seen.claimed:
         state, where = "claimed", seen.claimed[key]
     elif seen is not None and key in seen.queued:
@@ -108,6 +114,8 @@ def _findings(row: RunRow, owner: str | None, items: Sequence[ItemExplanation], 
         again = f"; after a fix: lockstep retry {row.run_id}" if row.status is RunStatus.FAILED else ""
         return [f"it ended with {error.get('type')}: {error.get('message')}{again}"]
     findings = []
+    if asked := [item.where for item in items if item.state == "answer"]:
+        findings.append(f"it waits for answers to {', '.join(map(str, asked))}: lockstep resume {row.run_id} --answer ...")
     if owner is None:
         findings.append(f"nobody owns its partition {row.partition_id}: start `lockstep coordinator`")
     elif row.status is RunStatus.PENDING:

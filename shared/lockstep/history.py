@@ -15,8 +15,9 @@ from lockstep.core.ordering import ROOT_PATH, order_key_of
 from lockstep.core.records import Frontier, WorkItem, Write
 from lockstep.core.state import State, apply_patches
 from lockstep.errors import StateError
+from lockstep.interrupts import Interrupt, open_question, question_id
 from lockstep.ports import Reader
-from lockstep.records import JournalRow, StepRow
+from lockstep.records import JournalRow, RunRow, StepRow
 from lockstep.wire import JournalMeta, decode_meta, decode_outcome
 
 STEPS_PER_READ = 100
@@ -139,7 +140,7 @@ def task_record(item: WorkItem, journal: Mapping[bytes, Sequence[JournalRow]]) -
         parent_path=item.parent_path.hex(),
         edge_index=item.edge_index,
         order_key=item.order_key.hex(),
-        status="done" if done else "failed" if failed else "pending",
+        status="done" if done else "interrupted" if open_question(rows) else "failed" if failed else "pending",
         attempt=meta.attempt,
         delivery=meta.delivery,
         delta=delta_of(finished.writes) if finished else {},
@@ -198,6 +199,16 @@ def read_position(reader: Reader, run_id: str, step_id: int) -> Position:
 def read_state(reader: Reader, run_id: str, step_id: int) -> dict[str, Any]:
     """The JSON values of S(step_id). Raises StateError, see `read_position`."""
     return read_position(reader, run_id, step_id).state.values
+
+
+def read_interrupts(reader: Reader, row: RunRow) -> list[Interrupt]:
+    """What the items of a run's step ask, in their order, and nobody has answered."""
+    steps = reader.steps(row.run_id, row.step_id, row.step_id)
+    if not steps:
+        return []  # It was removed while it was read.
+    items, journal = items_in_place(reader, row.run_id, decode_frontier(steps[0].frontier, row.step_id).items, row.retries)
+    asked = [(item, open_question(journal.get(item.path, ()))) for item in items if not is_done(journal.get(item.path, ()))]
+    return [Interrupt(question_id(item.path, one.n), item.node_id, json.loads(one.payload)) for item, one in asked if one]
 
 
 def _no_step(run_id: str, step_id: int) -> StateError:

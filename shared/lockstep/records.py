@@ -342,6 +342,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
     `state` is S(k-1) as canonical bytes; `payload` a Send's, which then replaces it. Results go to the partition's owner.
     Of a node with `max_concurrent`, no more tasks than that are handed out at a time.
+    `answers` are those to the questions that the item has asked, in order.
     The task of an error handler `stands_for` the node that failed, with this `error`.
     """
 
@@ -364,6 +365,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrent: int | None = None
     stands_for: str | None = None
     error: dict[str, Any] | None = None
+    answers: tuple[bytes, ...] = ()
 
     @property
     def place(self) -> str:
@@ -376,7 +378,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a task: an `outcome` (see `encode_outcome`) or a `failure`.
+    """What came of a task: an `outcome` (see `encode_outcome`), a `failure`, or a `question`: its number and canonical bytes.
 
     `cause` is the exception itself, which only an engine in the same process can hand on.
     """
@@ -386,6 +388,7 @@ class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
     delivery: int
     outcome: bytes | None = None
     failure: Failure | None = None
+    question: tuple[int, bytes] | None = None
     started_at: int = 0
     latency_ms: float = 0.0
     worker: str = ""

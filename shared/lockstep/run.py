@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import threading
 import time
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 from lockstep.core.canonical import canonical_bytes
-from lockstep.core.lifecycle import SETTLED, RunStatus
+from lockstep.core.lifecycle import FINISHED, SETTLED, RunStatus
 from lockstep.core.merge import Schema
 from lockstep.core.state import State
 from lockstep.errors import (
@@ -23,7 +24,8 @@ from lockstep.errors import (
     RunNotFoundError,
     WaitTimeoutError,
 )
-from lockstep.history import STEPS_PER_READ, StepRecord, read_history, read_state
+from lockstep.history import STEPS_PER_READ, StepRecord, read_history, read_interrupts, read_state
+from lockstep.interrupts import Interrupt, answers_for
 from lockstep.options import DEFAULTS, Options, encode_options
 from lockstep.ports import Reader
 from lockstep.records import Command, RunRow
@@ -86,7 +88,7 @@ class Run:
         self.run_id = run_id
         self.backend = backend
         self._owner = owner  # An engine lives as long as it, or a run of it, is used.
-        self._retried_version = -1
+        self._changing_version = -1
 
     def __repr__(self) -> str:
         return f"Run({self.run_id!r})"
@@ -175,7 +177,9 @@ class Run:
         if row.status is RunStatus.SUCCEEDED:
             return self.typed(row, read_state(self.backend.reader, self.run_id, row.step_id))
         if row.status in (RunStatus.INTERRUPTED, RunStatus.PAUSED):
-            raise RunInterruptedError(f"run {self.run_id} is {row.status}; resume it to go on", run_id=self.run_id)
+            asked = [dataclasses.asdict(one) for one in self.interrupts()]
+            text = f"run {self.run_id} is {row.status}; answer what it asks with resume(): {asked}"
+            raise RunInterruptedError(text, run_id=self.run_id, interrupts=asked)
         error = _error_of(row)
         assert error is not None, "a run that failed or was cancelled has its error"
         raise error from self.backend.cause_of(self.run_id)
@@ -252,13 +256,50 @@ class Run:
             unsubscribe()
         await asyncio.to_thread(lambda: self._result_of(self.row()))
 
+    def interrupts(self) -> list[Interrupt]:
+        """What the run's nodes ask and nobody has answered, in ascending order_key; also while other nodes still run."""
+        row = self.row()
+        if row.status in FINISHED or row.step_id < 0:
+            return []
+        return read_interrupts(self.backend.reader, row)
+
+    async def ainterrupts(self) -> list[Interrupt]:
+        """`interrupts` without blocking the event loop."""
+        return await asyncio.to_thread(self.interrupts)
+
+    def resume(self, answer: Any = None) -> None:
+        """Answer what the run's nodes ask: any value if it is one question, else a dict of values by the ids of `interrupts`.
+
+        Only the nodes whose questions are answered run again, each from its top. Raises ConfigurationError if nothing is asked,
+        or several things are and the answer does not say which; StateError for what is no JSON.
+        """
+        row = self.row()
+        pending = self.interrupts()
+        if not pending:
+            raise ConfigurationError(
+                f"run {self.run_id} is {row.status} and asks nothing; there is nothing to resume", option="resume"
+            )
+        answers = answers_for(pending, answer)
+        for one, value in answers.items():
+            canonical_bytes(value, field=f"the answer to {one}")
+        if answers.keys() == {one.id for one in pending} or row.status is RunStatus.INTERRUPTED:
+            self._changing_version = row.version
+        self._command("resume", answers)
+
+    async def aresume(self, answer: Any = None) -> None:
+        """`resume` without blocking the event loop."""
+        await asyncio.to_thread(self.resume, answer)
+
     def cancel(self, reason: str = "requested") -> None:
         """Ask the run's owner to end it; `result` then raises RunCancelledError. One that has ended stays as it is."""
+        row = self.row()
+        if row.status in SETTLED - FINISHED:
+            self._changing_version = row.version
         self._command("cancel", reason)
 
     def is_settled(self, row: RunRow) -> bool:
-        """Whether nothing more comes without somebody's doing; a failure that `retry` was called for does not count."""
-        return row.status in SETTLED and row.version > self._retried_version
+        """Whether nothing more comes without somebody's doing; not while its retry, resume or cancel is under way."""
+        return row.status in SETTLED and row.version > self._changing_version
 
     def retry(self, options: Options | None = None) -> None:
         """Ask the owner to go on with a failed run from its last commit; items that had a result keep it.
@@ -269,7 +310,7 @@ class Run:
         changes = encode_options(DEFAULTS.overridden(options))
         row = self.row()
         if row.status is RunStatus.FAILED:
-            self._retried_version = row.version
+            self._changing_version = row.version
             self._command("retry", changes)
 
     def _command(self, kind: str, payload: Any) -> None:

@@ -123,6 +123,7 @@ class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     payload: Raw | UnsetType = UNSET
     stands_for: str | None = None
     error: dict[str, Any] | None = None
+    answers: list[Raw] = []
 
     def task(self, state: bytes) -> Task:
         """The task, with the state that belongs to it."""
@@ -145,6 +146,7 @@ class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
             payload=None if self.payload is UNSET else bytes(self.payload),
             stands_for=self.stands_for,
             error=self.error,
+            answers=tuple(map(bytes, self.answers)),
         )
 
 
@@ -182,6 +184,7 @@ def encode_task(task: Task, state_sha256: str | None = None) -> bytes:
             UNSET if task.payload is None else Raw(task.payload),
             task.stands_for,
             task.error,
+            [Raw(answer) for answer in task.answers],
         )
     )
 
@@ -218,6 +221,8 @@ class ResultMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     started_at: Count = 0
     latency_ms: float = 0.0
     worker: str = ""
+    asked: Count | None = None
+    question: Raw | UnsetType = UNSET
 
     def message(self) -> TaskResult | HandedBack:
         """The result as the coordinator takes it."""
@@ -229,6 +234,7 @@ class ResultMessage(msgspec.Struct, frozen=True, omit_defaults=True):
             delivery=self.delivery,
             outcome=None if self.outcome is UNSET else bytes(self.outcome),
             failure=self.failure,
+            question=None if self.asked is None or self.question is UNSET else (self.asked, bytes(self.question)),
             started_at=self.started_at,
             latency_ms=self.latency_ms,
             worker=self.worker,
@@ -261,4 +267,6 @@ def _result_message(result: TaskResult | HandedBack) -> ResultMessage:
         result.started_at,
         result.latency_ms,
         result.worker,
+        None if result.question is None else result.question[0],
+        UNSET if result.question is None else Raw(result.question[1]),
     )

@@ -583,3 +583,41 @@ def test_the_group_lists_its_commands(stored: Cli) -> None:
     listed = shown.stdout.split("Commands:")[1].splitlines()
     assert {line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "} == set(COMMANDS)
     assert main.help is not None and main.help in shown.stdout
+
+
+ASKING = """
+from typing import TypedDict
+from lockstep import START, Graph, interrupt
+
+
+class State(TypedDict, total=False):
+    said: str
+    other: int
+
+
+graph = Graph(State)
+graph.add_node("one", lambda state: {"said": interrupt("well?")}).add_edge(START, "one")
+graph.add_node("two", lambda state: {"other": interrupt({"n": 2})}).add_edge(START, "two")
+"""
+
+
+def test_a_run_that_asks_is_answered_from_the_command_line(cli: Any) -> None:
+    (cli.folder / "asking.py").write_text(ASKING)
+    # given a run that asks two things
+    done = cli("run", "asking.py:graph", "--run-id", "x", "--json", "--store", "sqlite:///x.db")
+    assert done.returncode == 3, done.stderr
+    one, two = json.loads(done.stdout)["interrupts"]
+    assert (one["node_id"], one["value"], two["value"]) == ("one", "well?", {"n": 2})
+    shown = cli("show", "x", "--store", "sqlite:///x.db")
+    assert f'{one["id"]} one asks "well?"' in shown.stdout
+    # when answers are wrong, then it says so
+    resume = ("resume", "x", "--graphs", "asking.py:graph", "--store", "sqlite:///x.db")
+    for answers in (["--answer", "no json"], ["--answer", "1", "--answer", "2"], ["--answer", "1"]):
+        wrong = cli(*resume, *answers)
+        assert wrong.returncode == 2, wrong.stdout
+    # and when one is answered, then the other is still asked
+    half = cli(*resume, "--json", "--answer", f"{two['id']}=7")
+    assert (half.returncode, [asked["id"] for asked in json.loads(half.stdout)["interrupts"]]) == (3, [one["id"]])
+    # and with a bare answer to the last one, it ends
+    end = cli(*resume, "--json", "--answer", '"fine"')
+    assert (end.returncode, json.loads(end.stdout)["state"]) == (0, {"other": 7, "said": "fine"})

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
-from lockstep import END, START, Context, Graph, Send
+from lockstep import END, START, Context, Graph, Send, interrupt
 
 
 class State(TypedDict, total=False):
@@ -217,4 +217,30 @@ def _told(what: str, ledger: str, ctx: Context) -> dict[str, Any]:
 told.add_edge(START, "send_out").add_edge("tell", "listen")
 told.add_conditional_edges(
     "send_out", lambda state: [Send("tell", {"n": n, "ledger": state["ledger"]}) for n in range(3)], ["tell"]
+)
+
+
+asks = Graph(State, name="asks")
+
+
+@asks.node
+def beside(sent: dict[str, Any], ctx: Context) -> dict[str, Any]:
+    note(sent["ledger"], f"{ctx.run_id} {ctx.path} {ctx.delivery} {os.getpid()}")
+    return {"seen": [sent["n"]]}
+
+
+@asks.node
+def ask(state: State, ctx: Context) -> dict[str, Any]:
+    note(state["ledger"], f"{ctx.run_id} {ctx.path} {ctx.delivery} {os.getpid()}")
+    return {"n": interrupt({"may I": "go on"})}
+
+
+def ask_apart(state: State) -> dict[str, Any]:
+    return {"width": interrupt("how wide")}
+
+
+asks.add_node("ask_apart", ask_apart, isolation="process")
+asks.add_edge(START, "ask").add_edge(START, "ask_apart")
+asks.add_conditional_edges(
+    START, lambda state: [Send("beside", {"n": n, "ledger": state["ledger"]}) for n in range(5)], ["beside"]
 )

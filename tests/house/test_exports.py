@@ -21,11 +21,12 @@ PUBLIC = {
         "Overwrite",
         "Context",
         "add_messages",
+        "interrupt",
         "Observer",
         "PublishedEvent",
     ),
     *("RetryPolicy", "ConflictPolicy"),
-    *("Engine", "Client", "Run", "StreamEvent", "StepRecord", "TaskRecord"),
+    *("Engine", "Client", "Run", "Interrupt", "StreamEvent", "StepRecord", "TaskRecord"),
     *("Options", "with_max_concurrent", "with_queue_depth", "with_default_timeout", "with_conflict_policy"),
     *ERRORS,
 }

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from lockstep.core.records import Failure
+from lockstep.interrupts import ASKS, Question
 from lockstep.records import Task
 from lockstep.wire import EmittedEvent
 from lockstep_worker.context import NodeContext
@@ -53,6 +54,13 @@ class Returned(msgspec.Struct, frozen=True):
 
     value: Any
     events: list[EmittedEvent]
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What a node asks."""
+
+    number: int
+    value: bytes
 
 
 class Raised(msgspec.Struct, frozen=True):
@@ -104,16 +112,19 @@ async def _awaited(awaitable: Any) -> Any:
 
 
 def answer(call: Call) -> bytes:
-    """Make the call; the pickled Returned or Raised."""
+    """Make the call; the pickled Returned, Asked or Raised."""
     context = NodeContext(call.task)
     try:
         sys.path[:] = call.sys_path
         function = find(call.function)
         argument = pickle.loads(call.argument)  # From the worker that has started this process, and from nobody else.
+        ASKS.set(context.ask)
         value = function(argument, context) if call.takes_context else function(argument)
         if inspect.isawaitable(value):
             value = asyncio.run(_awaited(value))
         return pickle.dumps(Returned(value, context.events))
+    except Question as question:
+        return pickle.dumps(Asked(question.number, question.value))
     except BaseException as error:  # also SystemExit: the next node may find this process as it was
         failure = failure_of(error, call.task)
         try:

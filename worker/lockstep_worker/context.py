@@ -12,6 +12,7 @@ import structlog
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.ordering import item_key_of, item_seed_of
 from lockstep.errors import LockstepError, StateError
+from lockstep.interrupts import Question
 from lockstep.records import Task
 from lockstep.wire import ENGINE_EVENTS, EmittedEvent
 
@@ -28,6 +29,7 @@ class NodeContext:
         self.delivery = task.delivery
         self.events: list[EmittedEvent] = []
         self.cancelled = False
+        self._asked = 0
 
     @property
     def order_key(self) -> str:
@@ -53,6 +55,18 @@ class NodeContext:
     @cached_property
     def logger(self) -> Any:
         return structlog.get_logger().bind(run_id=self.run_id, step_id=self.step_id, node_id=self.node_id, attempt=self.attempt)
+
+    def ask(self, value: Any) -> Any:
+        """See `lockstep.interrupt`."""
+        number, self._asked = self._asked, self._asked + 1
+        if number < len(self._task.answers):
+            return json.loads(self._task.answers[number])
+        data = canonical_bytes(value, field="interrupt()")
+        if len(data) > self._task.max_payload_bytes:
+            raise StateError(
+                f"what interrupt() asks takes {len(data)} bytes, more than max_payload_bytes; ask with a reference"
+            )
+        raise Question(number, data)
 
     def emit(self, type: str, data: Any = None) -> None:
         if type.startswith(ENGINE_EVENTS):

@@ -17,6 +17,7 @@ from lockstep.core.records import Failure, Route, Write
 from lockstep.core.state import State
 from lockstep.errors import LockstepError, NodeFailedError, NodeTimeoutError, RouteError, StateError, text_of
 from lockstep.graph import Command, CompiledGraph, NodeSpec, Overwrite, Router, Send
+from lockstep.interrupts import ASKS
 from lockstep.records import Task
 from lockstep.schema import instance_of, values_of
 from lockstep.wire import encode_outcome
@@ -90,8 +91,12 @@ def timeout_of(task: Task) -> NodeTimeoutError:
 
 
 async def _call(function: Any, takes_context: bool, argument: Any, context: NodeContext) -> Any:
-    result = function(argument, context) if takes_context else function(argument)
-    return await result if inspect.isawaitable(result) else result
+    asks = ASKS.set(context.ask)
+    try:
+        result = function(argument, context) if takes_context else function(argument)
+        return await result if inspect.isawaitable(result) else result
+    finally:
+        ASKS.reset(asks)
 
 
 def _argument(graph: CompiledGraph, task: Task) -> Any:

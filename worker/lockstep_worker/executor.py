@@ -16,6 +16,7 @@ from typing import Any
 from lockstep.core.records import Failure
 from lockstep.errors import GraphVersionError
 from lockstep.graph import CompiledGraph, NodeSpec
+from lockstep.interrupts import Question
 from lockstep.records import HandedBack, Task, TaskResult
 from lockstep_worker.context import NodeContext
 from lockstep_worker.execute import Isolated, execute, failure_of, timeout_of, without_loop
@@ -156,6 +157,8 @@ class Executor:
     def _fail(self, running: Running, error: BaseException) -> bool:
         if running.is_unwanted:
             return self._finish(running, handed_back="its run was cancelled")
+        if isinstance(error, Question):
+            return self._finish(running, question=(error.number, error.value))
         if isinstance(error, NodeRaised):
             return self._finish(running, failure=error.failure, cause=error.__cause__)
         return self._finish(running, failure=failure_of(error, running.task), cause=error)
@@ -182,6 +185,7 @@ class Executor:
         outcome: bytes | None = None,
         failure: Failure | None = None,
         cause: BaseException | None = None,
+        question: tuple[int, bytes] | None = None,
         handed_back: str | None = None,
     ) -> bool:
         """Free the slot and deliver the result; False: the task's time had passed, and the result is dropped."""
@@ -199,6 +203,7 @@ class Executor:
                 delivery=running.task.delivery,
                 outcome=outcome,
                 failure=failure,
+                question=question,
                 cause=cause,
                 started_at=running.started_at,
                 latency_ms=round((time.perf_counter() - running.started) * 1000, 3),

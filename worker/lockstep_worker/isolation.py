@@ -16,8 +16,9 @@ from lockstep.config import environment_without_settings
 from lockstep.core.records import Failure
 from lockstep.errors import ConfigurationError, NodeFailedError, StateError, text_of
 from lockstep.graph import NodeSpec
+from lockstep.interrupts import Question
 from lockstep.records import Task
-from lockstep_worker.child import Call, Raised, Returned, where_is
+from lockstep_worker.child import Asked, Call, Raised, Returned, where_is
 
 CLOSE_SECONDS = 5.0
 """How long a process that was killed may take to be gone."""
@@ -45,11 +46,11 @@ class Child:
         )
         theirs.close()
 
-    def call(self, call: Call) -> Returned | Raised:
+    def call(self, call: Call) -> Returned | Asked | Raised:
         """Make the call. Raises NodeFailedError if the process ends meanwhile."""
         try:
             self._connection.send(call)
-            answer: Returned | Raised = pickle.loads(self._connection.recv_bytes())
+            answer: Returned | Asked | Raised = pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError):
             raise self._ended(call.task) from None
         return answer
@@ -98,6 +99,8 @@ class Children:
             answer = child.call(call)
         finally:
             self._release(child)
+        if isinstance(answer, Asked):
+            raise Question(answer.number, answer.value)
         if isinstance(answer, Raised):
             raise NodeRaised(answer.failure) from answer.error
         return answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from typing import Any
@@ -27,7 +28,7 @@ def run_record(run: Run) -> dict[str, Any]:
         "state": run.json_state() if row.step_id >= 0 else {},
         "state_hash": row.state_hash.hex() if row.state_hash else None,
         "error": run.error_record(),
-        "interrupts": [],
+        "interrupts": [dataclasses.asdict(one) for one in run.interrupts()],
         "cost_usd": None,
     }
 
@@ -50,6 +51,11 @@ def print_run(console: Console, record: dict[str, Any]) -> None:
             console.print(f"[bold]{escape(name)}[/bold] {escape(shown)}", highlight=False, soft_wrap=True)
     if record["error"]:
         console.print(f"[red]{record['error']['type']}[/red] {escape(record['error']['message'])}", highlight=False)
+    for asked in record["interrupts"]:
+        value = json.dumps(asked["value"], ensure_ascii=False)
+        console.print(
+            f"[yellow]{asked['id']}[/yellow] {escape(asked['node_id'])} asks {escape(value)}", highlight=False, soft_wrap=True
+        )
     state_hash = f", state_hash {record['state_hash']}" if record["state_hash"] else ""
     console.print(
         f"[dim]run {escape(record['run_id'])} of graph {escape(record['graph'])}: {record['status']} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import sys
@@ -15,14 +16,15 @@ from typing import Any
 import click
 from rich.console import Console
 
-from lockstep.cli.errors import RUN_FAILED
+from lockstep.cli.errors import INTERRUPTED, RUN_FAILED
 from lockstep.cli.load import load_graph
-from lockstep.cli.options import graphs_option, json_option, store_option
+from lockstep.cli.options import graphs_option, json_option, redis_option, store_option
 from lockstep.cli.output import print_json, print_run, run_record
+from lockstep.client import Client
 from lockstep.config import DEFAULT_STORE_URL, Settings, masked, read_settings
 from lockstep.core.lifecycle import RunStatus
 from lockstep.engine import Engine
-from lockstep.errors import ConfigurationError, LockstepError, StateError
+from lockstep.errors import ConfigurationError, LockstepError, RunInterruptedError, StateError
 from lockstep.options import Options
 from lockstep.run import Run
 
@@ -50,16 +52,47 @@ def run(graph: str, input_: str, run_id: str | None, concurrency: int | None, st
 
 @click.command()
 @click.argument("run_id")
+@click.option("--answer", "answers", multiple=True, metavar="[ID=]JSON", help="What a node that waits gets; ID if several do.")
 @graphs_option
 @store_option
+@redis_option
 @json_option
-def resume(run_id: str, graphs: tuple[str, ...], store: str | None, as_json: bool) -> None:
-    """Go on with a run whose process died, from its last commit."""
-    settings = read_settings(store=store, graphs=graphs)
+def resume(
+    run_id: str, answers: tuple[str, ...], graphs: tuple[str, ...], store: str | None, redis: str | None, as_json: bool
+) -> None:
+    """Go on with a run that waits for answers, or whose process died, from its last commit.
+
+    With graphs, it goes on in this process; without, the answers are sent to the coordinator that has it.
+    """
+    settings = read_settings(store=store, redis=redis, graphs=graphs)
+    given = _answers(answers)
+    if answers and not settings.graphs:
+        with Client(settings.store_url, redis_url=settings.redis_url, namespace=settings.namespace) as client:
+            client.run(run_id).resume(given)
+        return
     with _engine(settings, None) as engine:
         found = engine.run(run_id)
         engine.recover(run_id)
+        if answers:
+            found.resume(given)
         follow(found, settings, as_json, interrupted=_unfinished(found, settings))
+
+
+def _answers(given: tuple[str, ...]) -> Any:
+    """The one answer, or those by id. Raises ConfigurationError."""
+    by_id: dict[str, Any] = {}
+    for text in given:
+        match = re.fullmatch(r"([0-9a-f]{16}-[0-9]+)=(.*)", text, re.DOTALL)
+        if match is None and len(given) > 1:
+            raise ConfigurationError(f"--answer {text}: of several answers, each needs its ID=", option="answer")
+        try:
+            value = json.loads(match[2] if match else text)
+        except ValueError as error:
+            raise ConfigurationError(f"--answer {text} is not JSON: {error}", option="answer") from None
+        if match is None:
+            return value
+        by_id[match[1]] = value
+    return by_id
 
 
 @click.command()
@@ -113,7 +146,7 @@ def read_input(text: str) -> Any:
 
 
 def follow(run: Run, settings: Settings, as_json: bool, *, interrupted: str) -> None:
-    """Show the run's steps on stderr as they are committed, then its state on stdout; exit with 1 if it failed.
+    """Show the run's steps on stderr as they are committed, then its state on stdout; exit with 1 if it failed, 3 if it asks.
 
     After Ctrl-C, say `interrupted`.
     """
@@ -121,11 +154,13 @@ def follow(run: Run, settings: Settings, as_json: bool, *, interrupted: str) -> 
         if not as_json:
             _show_progress(run)
         run.result()
-        failed = False
+        code = 0
+    except RunInterruptedError:
+        code = INTERRUPTED
     except LockstepError:
         if run.error is None:
             raise
-        failed = True
+        code = RUN_FAILED
     except KeyboardInterrupt:
         click.echo(f"\n{interrupted}", err=True)
         sys.exit(128 + signal.SIGINT)
@@ -139,8 +174,8 @@ def follow(run: Run, settings: Settings, as_json: bool, *, interrupted: str) -> 
         console.print(
             f"[dim]its rows are in {masked(settings.store_url)}: lockstep show {run.run_id}{where}[/dim]", soft_wrap=True
         )
-    if failed:
-        sys.exit(RUN_FAILED)
+    if code:
+        sys.exit(code)
 
 
 def _show_progress(run: Run) -> None:
