@@ -67,7 +67,7 @@ _OUTCOME = msgspec.json.Decoder(_Outcome)
 """Values come out as the standard library's decoder would give them; a test compares the two."""
 
 
-class JournalMeta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class JournalMeta(msgspec.Struct, frozen=True, kw_only=True):
     """What a journal row says beside its outcome or error: who did it and when, by the worker's clock in milliseconds.
 
     After a failure, the next attempt comes in `pause_seconds`; None: that was the last one of this `retries`, and `handler`
@@ -89,8 +89,15 @@ class JournalMeta(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         return self.started_at + self.latency_ms + (self.pause_seconds or 0.0) * 1000
 
     def encoded(self) -> bytes:
-        """As it is stored."""
-        return _encode(self)
+        """As it is stored. What only failures have is left out where it says nothing: most rows are results."""
+        fields = {
+            name: getattr(self, name) for name in ("attempt", "delivery", "latency_ms", "retries", "started_at", "worker")
+        }
+        if self.pause_seconds != 0.0:
+            fields["pause_seconds"] = self.pause_seconds
+        if self.handler is not None:
+            fields["handler"] = self.handler
+        return _encode(fields)
 
 
 _META = msgspec.json.Decoder(JournalMeta)

@@ -31,6 +31,7 @@ from lockstep import Engine, NodeFailedError
 from lockstep.records import PublishedEvent
 from lockstep.store import open_store
 from lockstep.store.migrate import HEAD
+from lockstep.wire import ENGINE_EVENTS
 from lockstep_coordinator.relay import SinkRelay
 
 RELEASES = Path(__file__).parent / "releases"
@@ -211,7 +212,12 @@ def endings(engine: Engine, run_ids: Sequence[str]) -> dict[str, Ending]:
             status=run.status,
             state_hash=history[-1].state_hash,
             keys=[step.idempotency_key for step in history],
-            events=[(e.step_id, e.position, e.node_id, e.type, e.data) for e in engine._running().store.events(run_id)],
+            # An older engine tells less by itself.
+            events=[
+                (e.step_id, e.position, e.node_id, e.type, e.data)
+                for e in engine._running().store.events(run_id)
+                if not e.type.startswith(ENGINE_EVENTS)
+            ],
         )
     return found
 
