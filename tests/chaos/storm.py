@@ -215,6 +215,16 @@ class Storm:
         """All connections end."""
         line.cut()
 
+    def _replace_the_ended(self) -> None:
+        """Do what a service manager does: a process that finds no server when it starts says so, and ends."""
+        for place, process in enumerate(self._workers):
+            if process.poll() is not None:
+                self._workers[place] = self.cluster.spawn("worker", "--concurrency", str(SLOTS))
+        for place, process in enumerate(self._coordinators):
+            if process.poll() is not None:
+                self._coordinators[place] = self.cluster.spawn("coordinator", "--store", self.cluster.store_url)
+        self.cluster.workers[:], self.cluster.coordinators[:] = self._workers, self._coordinators
+
     # The storm
 
     def rage(self, seconds: float, say: Callable[[str], None]) -> None:
@@ -224,6 +234,7 @@ class Storm:
         end = time.monotonic() + seconds
         try:
             while time.monotonic() < end:
+                self._replace_the_ended()
                 name, fault = self._rng.choice(self._possible)
                 self.faults[name] += 1
                 say(name)
@@ -262,6 +273,7 @@ class Storm:
         since = time.monotonic()
         self.cluster.deaths |= {-signal.SIGKILL}
         while time.monotonic() - since < CALM_SECONDS:
+            self._replace_the_ended()
             if all(row.status in FINISHED for row in self._rows()):
                 break
             time.sleep(0.1)
