@@ -1,4 +1,4 @@
-"""A line to a server, as bad as it is told to be: slow, stalled or swallowing for a while, or cut."""
+"""A line to a server, as bad as it is told to be: slow, stalled for a while, or cut."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ class Line:
         self._loop = asyncio.new_event_loop()
         self._flows = asyncio.Event()
         self._flows.set()
-        self._swallows = False
-        self._robbed: set[asyncio.StreamWriter] = set()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self._server = self._call(asyncio.start_server(self._accept, "127.0.0.1", 0))
@@ -49,14 +47,10 @@ class Line:
                 if self._delay_seconds:
                     await asyncio.sleep(self._delay_seconds)
                 await self._flows.wait()
-                if self._swallows:
-                    self._robbed.add(writer)
-                    continue
                 writer.write(data)
                 await writer.drain()
         writer.close()
         self._connections.discard(writer)
-        self._robbed.discard(writer)
 
     def slow(self, delay_seconds: float) -> None:
         """From now on, what is sent arrives so much later; 0: no more."""
@@ -70,24 +64,13 @@ class Line:
         """Let everything arrive that was held back."""
         self._loop.call_soon_threadsafe(self._flows.set)
 
-    def swallow(self) -> None:
-        """Lose everything that is sent, until `mend`. Connections stay open, and nobody is told."""
-        self._loop.call_soon_threadsafe(setattr, self, "_swallows", True)
-
-    def mend(self) -> None:
-        """Let everything through again. Connections that have lost something end: what follows would make no sense."""
-        self._call(self._mend())
-
-    async def _mend(self) -> None:
-        self._swallows = False
-        _abort(self._robbed)
-
     def cut(self) -> None:
         """End all connections at once; new ones are taken."""
         self._call(self._cut())
 
     async def _cut(self) -> None:
-        _abort(self._connections)
+        for writer in list(self._connections):
+            writer.transport.abort()
 
     def close(self) -> None:
         """End the connections and the thread."""
@@ -102,8 +85,3 @@ class Line:
         while others := [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]:
             await self._cut()
             await asyncio.wait(others, timeout=1.0)
-
-
-def _abort(writers: set[asyncio.StreamWriter]) -> None:
-    for writer in list(writers):
-        writer.transport.abort()

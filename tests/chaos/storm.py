@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -34,9 +33,8 @@ SUSPENDED_SECONDS = 10.0
 AWAY_SECONDS = 1.0
 """How long a server that is restarted is away."""
 MAX_STALL_SECONDS = 10.0
-MAX_HOLE_SECONDS = 5.0
 MAX_SLOW_SECONDS = 5.0
-MIN_DELAY_SECONDS, MAX_DELAY_SECONDS = 0.05, 0.2
+MAX_DELAY_SECONDS = 0.1
 CALM_SECONDS = 100.0
 """After the last fault, all runs have to end within this time."""
 RECOVERY_SECONDS = 15.0
@@ -54,8 +52,7 @@ MUST_BE_EMPTY = ("lost", "failed", "another hash", "defects")
 class Storm:
     """One store under fire; `rage`, then `calm`, which tells what came of it. A context manager: it ends all that it starts.
 
-    Coordinators and workers reach the servers by lines that can be slow, stalled, swallowing or cut. Runs are submitted, and
-    what came of them is read, over connections of their own.
+    Everybody reaches the servers by lines that can be slow, stalled or cut.
     """
 
     def __init__(self, store: str, seed: int, folder: Path, in_flight: int = IN_FLIGHT) -> None:
@@ -69,7 +66,7 @@ class Storm:
         self._later: list[threading.Timer] = []
         self._ended = threading.Event()
         self._database: PostgresServer | MariaDBServer | None = None
-        self._lines: dict[str, Line] = {}
+        self._lines: list[Line] = []
         try:
             self._start(store, folder)
         except BaseException:
@@ -79,25 +76,20 @@ class Storm:
     def _start(self, store: str, folder: Path) -> None:
         self._redis = RedisServer()
         self._stack.callback(self._redis.stop)
-        url = self._open(store, folder)
-        self._admin = sa.create_engine(url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
+        url, direct_url = self._open(store, folder)
+        self._admin = sa.create_engine(direct_url, isolation_level="AUTOCOMMIT", pool_pre_ping=True)
         self._stack.callback(self._admin.dispose)
-        self.cluster = Cluster(url, self._redis.url, folder)
+        redis_url = f"redis://127.0.0.1:{self._line_to(self._redis.port).port}/0"
+        self.cluster = Cluster(url, redis_url, folder)
         self._stack.callback(self.cluster.close)
-        # From here on, processes are started, and each goes by the lines.
-        self.cluster.redis_url = self._by_line("redis", self._redis.url, self._redis.port)
-        if self._database is not None:
-            self.cluster.store_url = self._by_line("database", url, self._database.port)
         self._coordinators = [self.cluster.coordinator() for _ in range(COORDINATORS)]
         self._workers = [self.cluster.worker("--concurrency", str(SLOTS)) for _ in range(WORKERS)]
-        faults = [self.kill_worker, self.kill_coordinator, self.suspend_worker, self.suspend_coordinator] * 2
-        faults += [self.flush_redis, self.restart_redis]
+        self._possible: list[Callable[[], None]] = [
+            *[self.kill_worker, self.kill_coordinator, self.suspend_worker, self.suspend_coordinator] * 2,
+            *[self.flush_redis, self.restart_redis, self.slow_line, self.stall_line, self.cut_line],
+        ]
         if self._database is not None:
-            faults += [self.end_sessions, self.end_sessions, self.restart_database]
-        self._possible = [(fault.__name__, fault) for fault in faults]
-        for name, line in self._lines.items():
-            for spoil in (self.slow, self.stall, self.swallow, self.cut):
-                self._possible.append((f"{spoil.__name__} {name}", partial(spoil, line)))
+            self._possible += [self.end_sessions, self.end_sessions, self.restart_database]
 
     def __enter__(self) -> Storm:
         return self
@@ -105,20 +97,22 @@ class Storm:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _open(self, store: str, folder: Path) -> str:
+    def _open(self, store: str, folder: Path) -> tuple[str, str]:
+        """The URL by which everybody reaches the store, and the one that no fault lies on."""
         if store == "sqlite":
             url = f"sqlite:///{folder}/runs.db"
             open_store(url).close()
-            return url
+            return url, url
         self._database = MariaDBServer() if store == "mysql" else PostgresServer()
         self._stack.callback(self._database.close)
-        return self._database.url
+        direct_url = self._database.url
+        line = self._line_to(self._database.port)
+        return sa.make_url(direct_url).set(port=line.port).render_as_string(hide_password=False), direct_url
 
-    def _by_line(self, name: str, url: str, port: int) -> str:
-        """The URL of a server, by a line of this name."""
-        line = self._lines[name] = Line(port)
-        self._stack.callback(line.close)
-        return sa.make_url(url).set(port=line.port).render_as_string(hide_password=False)
+    def _line_to(self, port: int) -> Line:
+        self._lines.append(Line(port))
+        self._stack.callback(self._lines[-1].close)
+        return self._lines[-1]
 
     # Faults
 
@@ -196,34 +190,21 @@ class Storm:
         time.sleep(AWAY_SECONDS)
         self._database.start()
 
-    def slow(self, line: Line) -> None:
-        """What is sent by the line, and back, takes longer for some seconds."""
-        line.slow(self._rng.uniform(MIN_DELAY_SECONDS, MAX_DELAY_SECONDS))
+    def slow_line(self) -> None:
+        """What is sent to Redis or the database, and back, takes longer for some seconds."""
+        line = self._rng.choice(self._lines)
+        line.slow(self._rng.uniform(0.01, MAX_DELAY_SECONDS))
         self._after(self._rng.uniform(1.0, MAX_SLOW_SECONDS), lambda: line.slow(0.0))
 
-    def stall(self, line: Line) -> None:
-        """Nothing gets through, and nobody is told; then all of it arrives."""
+    def stall_line(self) -> None:
+        """Nothing gets through to Redis or the database, and nobody is told; then all of it arrives."""
+        line = self._rng.choice(self._lines)
         line.stall()
         self._after(self._rng.uniform(1.0, MAX_STALL_SECONDS), line.flow)
 
-    def swallow(self, line: Line) -> None:
-        """What is sent gets lost, and nobody is told; after some seconds, the connections that have lost something end."""
-        line.swallow()
-        self._after(self._rng.uniform(1.0, MAX_HOLE_SECONDS), line.mend)
-
-    def cut(self, line: Line) -> None:
-        """All connections end."""
-        line.cut()
-
-    def _replace_the_ended(self) -> None:
-        """Do what a service manager does: a process that finds no server when it starts says so, and ends."""
-        for place, process in enumerate(self._workers):
-            if process.poll() is not None:
-                self._workers[place] = self.cluster.spawn("worker", "--concurrency", str(SLOTS))
-        for place, process in enumerate(self._coordinators):
-            if process.poll() is not None:
-                self._coordinators[place] = self.cluster.spawn("coordinator", "--store", self.cluster.store_url)
-        self.cluster.workers[:], self.cluster.coordinators[:] = self._workers, self._coordinators
+    def cut_line(self) -> None:
+        """All connections to Redis or to the database end."""
+        self._rng.choice(self._lines).cut()
 
     # The storm
 
@@ -234,10 +215,9 @@ class Storm:
         end = time.monotonic() + seconds
         try:
             while time.monotonic() < end:
-                self._replace_the_ended()
-                name, fault = self._rng.choice(self._possible)
-                self.faults[name] += 1
-                say(name)
+                fault = self._rng.choice(self._possible)
+                self.faults[fault.__name__] += 1
+                say(fault.__name__)
                 self._moments.append(time.time())
                 fault()
                 self._over = time.time()
@@ -273,7 +253,6 @@ class Storm:
         since = time.monotonic()
         self.cluster.deaths |= {-signal.SIGKILL}
         while time.monotonic() - since < CALM_SECONDS:
-            self._replace_the_ended()
             if all(row.status in FINISHED for row in self._rows()):
                 break
             time.sleep(0.1)
