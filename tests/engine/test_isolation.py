@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
+from tests.contract.brokers import task
 
 from lockstep import (
     START,
@@ -28,6 +30,7 @@ from lockstep import (
     RetryPolicy,
     RunCancelledError,
 )
+from lockstep_worker.isolation import Children, Loan
 
 WAIT_SECONDS = 20.0
 
@@ -181,6 +184,22 @@ def test_an_engine_that_is_closed_kills_what_still_runs(store_url: str, tmp_path
     engine._running().close(drain_seconds=0.0)
     engine.close()
     eventually(lambda: not is_alive(number))
+
+
+def test_a_kill_that_comes_too_late_hits_nobody_else() -> None:
+    # given a call that is over, and another one in the same process
+    children, loans = Children(), list[Loan]()
+    spec = single(apid).compile().nodes["apid"]
+    one = task("one", node_id="apid")
+    with closing(children):
+        first = children.call(spec, {}, one, loans.append).value
+        # when the first one is killed, then the process lives, and takes the next call
+        loans[0].kill()
+        assert children.call(spec, {}, one, loans.append).value == first
+        # and when a call under way is killed, then the process is not used again
+        with pytest.raises(NodeFailedError, match="killed by SIGKILL"):
+            children.call(single(hangs).compile().nodes["hangs"], {"folder": "/tmp"}, one, lambda loan: loan.kill())
+        assert children.call(spec, {}, one, loans.append).value != first
 
 
 SCRIPT = """

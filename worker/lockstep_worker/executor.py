@@ -20,7 +20,7 @@ from lockstep.interrupts import Question
 from lockstep.records import HandedBack, Task, TaskResult
 from lockstep_worker.context import NodeContext
 from lockstep_worker.execute import Isolated, execute, failure_of, timeout_of, without_loop
-from lockstep_worker.isolation import Child, Children, NodeRaised
+from lockstep_worker.isolation import Children, Loan, NodeRaised
 from lockstep_worker.threads import DaemonThreads, EventLoop
 from lockstep_worker.watchdog import Watchdog
 
@@ -41,7 +41,7 @@ class Running:
         self.task = task
         self.loop: EventLoop | None = None
         self.is_unwanted = False
-        self.child: Child | None = None
+        self.child: Loan | None = None
         self.coroutine: Callable[[], object] | None = None
         self.context = NodeContext(task)
         self.started_at = time.time_ns() // 1_000_000
@@ -167,13 +167,12 @@ class Executor:
         """How a task's node is called in a process of its own, which `running` then knows."""
 
         def call(spec: NodeSpec, argument: Any) -> Any:
-            def started(child: Child) -> None:
+            def started(child: Loan) -> None:
                 running.child = child
                 if running.context.cancelled:
                     child.kill()
 
             returned = self._children.call(spec, argument, running.task, started)
-            running.child = None
             running.context.events += returned.events
             return returned.value
 

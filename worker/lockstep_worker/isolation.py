@@ -36,6 +36,7 @@ class Child:
     """A process that executes one call at a time."""
 
     def __init__(self) -> None:
+        self._is_killed = False
         self._connection, theirs = Pipe()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "lockstep_worker.child", str(theirs.fileno())],
@@ -65,6 +66,7 @@ class Child:
 
     def kill(self) -> None:
         """End the process at once, whatever it does."""
+        self._is_killed = True
         self._process.kill()
 
     def close(self) -> None:
@@ -75,8 +77,27 @@ class Child:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process can be called again."""
-        return self._process.poll() is None
+        """Whether the process can be called again. One that was killed may take a moment to be gone."""
+        return not self._is_killed and self._process.poll() is None
+
+
+class Loan:
+    """A child while it executes one call: who wants that call to end kills it, and never the next one in the same process."""
+
+    def __init__(self, child: Child) -> None:
+        self._lock = threading.Lock()
+        self._child: Child | None = child
+
+    def kill(self) -> None:
+        """End the call with its process, if it is still under way."""
+        with self._lock:
+            if self._child is not None:
+                self._child.kill()
+
+    def end(self) -> None:
+        """The call is over."""
+        with self._lock:
+            self._child = None
 
 
 class Children:
@@ -87,17 +108,19 @@ class Children:
         self._idle: list[Child] = []
         self._closed = False
 
-    def call(self, spec: NodeSpec, argument: Any, task: Task, started: Callable[[Child], None]) -> Returned:
+    def call(self, spec: NodeSpec, argument: Any, task: Task, started: Callable[[Loan], None]) -> Returned:
         """What a node returns; `started` is told what to kill if it takes too long.
 
         Raises NodeRaised for what it raises, and NodeFailedError if it ends its process.
         """
         call = Call(where_is(spec.function), spec.takes_context, _pickled(argument), task, sys.path)
         child = self._acquire()
+        loan = Loan(child)
         try:
-            started(child)
+            started(loan)
             answer = child.call(call)
         finally:
+            loan.end()
             self._release(child)
         if isinstance(answer, Asked):
             raise Question(answer.number, answer.value)
