@@ -93,7 +93,7 @@ class Dispatcher:
 
     def hold_permits(self, runs: Iterable[ActiveRun]) -> None:
         """Tasks that an earlier owner of these runs has handed out count for their nodes, too."""
-        self._permitted([run.task_for(item) for run in runs for item in run.items_in_flight()])
+        self._permitted([run.task_for(item) for run in runs for item in run.limited_in_flight()])
 
     def _plan(self, full: Collection[Lane]) -> list[Planned]:
         """The next items to offer, at most OFFER_TASKS: in order within a run, in turn between runs; none for full lanes."""

@@ -22,7 +22,7 @@ from lockstep.core.policy import RetryPolicy
 from lockstep.core.records import Failure, Finished, Frontier, WorkItem, Write
 from lockstep.core.state import State
 from lockstep.core.superstep import Step, advance, begin
-from lockstep.errors import GraphVersionError, LockstepError, PoisonError, RunCancelledError, text_of
+from lockstep.errors import GraphVersionError, LockstepError, PoisonError, RunCancelledError, StateError, text_of
 from lockstep.graph import CompiledGraph
 from lockstep.interrupts import question_id
 from lockstep.options import Options, decode_options, encode_options
@@ -247,9 +247,12 @@ class ActiveRun:
         self.in_flight[item.path] = self._deliveries[item.path] = self._deliveries.get(item.path, 0) + 1
         return item
 
-    def items_in_flight(self) -> list[WorkItem]:
-        """The items that are handed out, in order."""
-        return [item for item in self.frontier.items if item.path in self.in_flight]
+    def limited_in_flight(self) -> list[WorkItem]:
+        """The items that are handed out and whose nodes have max_concurrent, in order."""
+        nodes = self.graph.nodes
+        return [
+            item for item in self.frontier.items if item.path in self.in_flight and nodes[item.place].max_concurrent is not None
+        ]
 
     def take_back(self, item: WorkItem) -> None:
         """An item was not handed out after all: it is ready again, before the others of its queue."""
@@ -351,12 +354,19 @@ class ActiveRun:
 
     def _absorb_question(self, item: WorkItem, number: int, value: bytes, result: TaskResult) -> Verdict | Unusable:
         """The item asks somebody. This costs a delivery, and no attempt."""
-        if number != len(self._answers.get(item.path, ())):
-            return Unusable(f"it asks question {number} of an item with {len(self._answers.get(item.path, ()))} answers")
+        answered = len(self._answers.get(item.path, ()))
+        if number != answered:
+            return Unusable(f"it asks question {number} of an item with {answered} answers")
+        if len(value) > self.options.max_payload_bytes:
+            return Unusable(f"what it asks takes {len(value)} bytes, more than max_payload_bytes")
+        try:
+            payload = canonical_bytes(json.loads(value))
+        except (ValueError, RecursionError, StateError) as error:
+            return Unusable(f"what it asks cannot be read: {error}")
         self._end_flight(item)
         self._deliveries[item.path] = result.delivery
         self._questions[item.path] = number
-        self._note(item, "interrupted", number, value, result)
+        self._note(item, "interrupted", number, payload, result)
         return Verdict.TAKEN
 
     def _answer(self, answers: Mapping[str, Any]) -> None:

@@ -533,6 +533,7 @@ def test_what_is_out_no_more_holds_no_permit(world: RedisWorld, how: str) -> Non
             broker.offer([one])
             [taken] = world.worker().take()
             broker.cancel("run-1", "p")
+            assert broker.lost() == []
             assert broker.permit([other]) == [False]  # It may still run.
             world.worker().send(result(taken))
             broker.receive(LONG_SECONDS)

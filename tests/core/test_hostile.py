@@ -26,7 +26,7 @@ from lockstep.wire import (
     encode_task,
 )
 from lockstep_coordinator.recovery import load
-from lockstep_coordinator.run import ActiveRun, Unusable
+from lockstep_coordinator.run import ActiveRun, Unusable, Verdict
 
 FUZZED = 10_000
 FRAGMENTS = [
@@ -158,6 +158,31 @@ def test_an_outcome_larger_than_allowed_is_unusable(run: ActiveRun) -> None:
     verdict = run.absorb(result_of(run, outcome=large))
 
     assert isinstance(verdict, Unusable) and "more than max_payload_bytes" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("question", "why"),
+    [
+        ((1, b"null"), "it asks question 1 of an item with 0 answers"),
+        ((0, b'"%s"' % (b"x" * 5_000_000)), "more than max_payload_bytes"),
+        ((0, b"[" * 100_000 + b"]" * 100_000), "what it asks cannot be read"),
+        ((0, b"1e999"), "what it asks cannot be read"),
+        ((0, b"{"), "what it asks cannot be read"),
+    ],
+    ids=["another number", "too large", "too deep", "infinite", "no JSON"],
+)
+def test_a_question_that_no_node_can_have_asked_is_unusable(run: ActiveRun, question: tuple[int, bytes], why: str) -> None:
+    verdict = run.absorb(result_of(run, question=question))
+
+    assert isinstance(verdict, Unusable) and why in verdict.reason
+    assert run.transition()[0].journal == () and len(run.in_flight) == 1
+
+
+def test_a_question_travels_as_it_is(run: ActiveRun) -> None:
+    result = result_of(run, question=(0, b'{"n":1}'))
+
+    assert decode_results(encode_results([result])) == [result]
+    assert run.absorb(result) is Verdict.TAKEN
 
 
 @pytest.mark.parametrize("field", ["delivery", "started_at"])
