@@ -35,9 +35,10 @@ from lockstep.records import (
     Wake,
 )
 from lockstep_coordinator.dispatch import Counts, Dispatcher
+from lockstep_coordinator.items import Retry, Unusable, Verdict
 from lockstep_coordinator.lease import is_dead
 from lockstep_coordinator.recovery import load
-from lockstep_coordinator.run import ActiveRun, Retry, Unusable, Verdict
+from lockstep_coordinator.run import ActiveRun
 
 A = TypeVar("A", TaskResult, HandedBack, Outstanding)
 

@@ -15,7 +15,8 @@ from lockstep.history import items_in_place, read_position
 from lockstep.options import decode_options
 from lockstep.ports import Reader
 from lockstep.records import FORMAT_VERSION, RunRow
-from lockstep_coordinator.run import ActiveRun, Retry
+from lockstep_coordinator.items import Retry
+from lockstep_coordinator.run import ActiveRun
 
 
 def load(reader: Reader, row: RunRow, graphs: Mapping[str, CompiledGraph], now: float) -> tuple[ActiveRun, list[Retry]]:

@@ -25,8 +25,9 @@ from lockstep.wire import (
     encode_results,
     encode_task,
 )
+from lockstep_coordinator.items import Unusable, Verdict
 from lockstep_coordinator.recovery import load
-from lockstep_coordinator.run import ActiveRun, Unusable, Verdict
+from lockstep_coordinator.run import ActiveRun
 
 FUZZED = 10_000
 FRAGMENTS = [

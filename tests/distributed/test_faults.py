@@ -24,8 +24,8 @@ from tests.servers import MYSQL, POSTGRES, PostgresServer, RedisServer
 from lockstep import PoisonError, Run
 from lockstep.broker.connection import ANSWER_TIMEOUT_SECONDS
 from lockstep.broker.presence import BEAT_SECONDS, BEATS_TO_MISS
+from lockstep_coordinator.items import MAX_REDELIVERIES
 from lockstep_coordinator.lease import holder_name, is_dead
-from lockstep_coordinator.run import MAX_REDELIVERIES
 
 OUTAGE_SECONDS = 20.0
 """How long a server stays away."""

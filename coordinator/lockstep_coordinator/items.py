@@ -1,0 +1,406 @@
+"""The items of a run's step, and what has become of each: ready, handed out, resting, asking, failed, done.
+
+Each answer of a worker is one change here and one row for the journal; what the step and the run make of that is `run`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from lockstep.core.canonical import canonical_bytes
+from lockstep.core.frontier import stand_in
+from lockstep.core.lifecycle import RunStatus
+from lockstep.core.ordering import run_seed_of
+from lockstep.core.policy import RetryPolicy
+from lockstep.core.records import Failure, Finished, Frontier, WorkItem
+from lockstep.core.state import State
+from lockstep.errors import LockstepError, PoisonError, StateError
+from lockstep.graph import CompiledGraph
+from lockstep.interrupts import question_id
+from lockstep.options import Options
+from lockstep.records import HandedBack, JournalRow, Outstanding, RunRow, Task, TaskResult
+from lockstep.wire import EmittedEvent, JournalMeta, decode_meta, decode_outcome
+from lockstep_coordinator.ready import Lane, Ready
+
+FIRST_RETURN_PAUSE_SECONDS = 0.05
+MAX_RETURN_PAUSE_SECONDS = 5.0
+"""How long a task rests that a worker did not want: short at first, for another worker may; each time twice as long."""
+
+MAX_REDELIVERIES = 5
+"""How often a task may get lost before its run fails."""
+
+ONCE = RetryPolicy(max_attempts=1)
+
+
+class Retry(msgspec.Struct, frozen=True):
+    """An item that is to run again after a pause."""
+
+    item: WorkItem
+    pause_seconds: float
+
+
+class Verdict(Enum):
+    """What else can become of a result."""
+
+    TAKEN = "taken"
+    DROPPED = "dropped"
+
+
+class Unusable(msgspec.Struct, frozen=True):
+    """A result that no worker of ours can have sent."""
+
+    reason: str
+
+
+class ItemsUnderWay:
+    """The items of the step that follows `row.step_id`. `state` and `frontier` are S(k-1) and F(k) of it."""
+
+    def __init__(self, row: RunRow, graph: CompiledGraph, options: Options) -> None:
+        self.row = row
+        self.graph = graph
+        self.options = options
+        self.seed = run_seed_of(row.run_id) if options.seed is None else options.seed
+        self.state = State()
+        self.frontier = Frontier()
+        self.ready = Ready(graph)
+        self.in_flight: dict[bytes, int] = {}
+        self.refused: dict[bytes, float] = {}
+        self._held_back: Counter[str] = Counter()
+        self._items: dict[bytes, WorkItem] = {}
+        self._outcomes: dict[bytes, Finished] = {}
+        self._events: dict[bytes, list[EmittedEvent]] = {}
+        self._failures: dict[bytes, int] = {}
+        self._budget_used: dict[bytes, int] = {}
+        self._pausing: set[bytes] = set()
+        self._deliveries: dict[bytes, int] = {}
+        self._losses: dict[bytes, int] = {}
+        self._returns: dict[bytes, int] = {}
+        self._dead: dict[bytes, tuple[LockstepError, BaseException | None]] = {}
+        self._to_handle: dict[bytes, dict[str, Any]] = {}
+        self._handled: dict[bytes, dict[str, Any]] = {}
+        self._questions: dict[bytes, int] = {}
+        self._answers: dict[bytes, list[bytes]] = {}
+        self._answered = False
+        self._journal: list[JournalRow] = []
+        self._state_bytes: bytes | None = None
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self.row.run_id
+
+    def _go_on(self, state: State, frontier: Frontier, journal: Iterable[JournalRow], now: float) -> list[Retry]:
+        """Take up a step that was begun before, from its journal; the items whose pause has not ended at `now`.
+
+        `frontier` has error handlers in the place of the nodes that they stand in for, see `items_in_place`.
+        """
+        self._stand_at(state, frontier)
+        last: dict[bytes, tuple[dict[str, Any], JournalMeta]] = {}
+        for row in journal:
+            if row.kind == "done":
+                self._outcomes[row.path], self._events[row.path] = decode_outcome(row.payload)
+            elif row.kind == "failed":
+                meta = decode_meta(row.meta)
+                self._failures[row.path], self._deliveries[row.path] = row.n, meta.delivery
+                if meta.retries == self.row.retries:
+                    self._budget_used[row.path] = self._budget_used.get(row.path, 0) + 1
+                    last[row.path] = json.loads(row.payload), meta
+            elif row.kind == "interrupted":
+                self._questions[row.path] = row.n
+                self._deliveries[row.path] = max(self._deliveries.get(row.path, 0), decode_meta(row.meta).delivery)
+            elif row.kind == "answer":
+                self._answers.setdefault(row.path, []).append(row.payload)
+        for path in [path for path, n in self._questions.items() if n < len(self._answers.get(path, ()))]:
+            del self._questions[path]
+        for item in frontier.items:
+            if item.stands_for is not None and item.parent_path in last:
+                self._handled[item.path] = last[item.parent_path][0]
+        pausing = list(self._pauses(last, now))
+        idle = self._outcomes.keys() | self._pausing | self._dead.keys() | self._questions.keys()
+        self.ready.discard(idle)
+        return pausing
+
+    def _pauses(self, failures: Mapping[bytes, tuple[dict[str, Any], JournalMeta]], now: float) -> Iterator[Retry]:
+        """What the last failures say: which items wait for their next attempt, and which have none."""
+        for item in self.frontier.items:
+            if item.path not in failures or item.path in self._outcomes:
+                continue
+            error, meta = failures[item.path]
+            if meta.pause_seconds is None:
+                self._dead[item.path] = (LockstepError.from_record(error), None)
+            elif (left := meta.next_attempt_at / 1000 - now) > 0:
+                self._pausing.add(item.path)
+                # Never longer than the whole pause, whatever the clocks of two machines say.
+                yield Retry(item, min(left, meta.pause_seconds))
+
+    def _stand_at(self, state: State, frontier: Frontier) -> None:
+        """Make S(k-1) and F(k) the current ones; every item of F(k) is ready."""
+        self.state, self.frontier = state, frontier
+        self._state_bytes = None
+        self._items = {item.path: item for item in frontier.items}
+        self.ready = Ready(self.graph)
+        for item in frontier.items:
+            self.ready.add(item)
+        self.refused.clear()
+        self._held_back.clear()
+        self._outcomes, self._events, self._failures, self._budget_used = {}, {}, {}, {}
+        self._deliveries, self._losses, self._returns = {}, {}, {}
+        self._handled.clear()
+        self._questions, self._answers = {}, {}
+
+    def task_for(self, item: WorkItem) -> Task:
+        """The task that hands out an item."""
+        if self._state_bytes is None:
+            self._state_bytes = self.state.to_bytes()
+        node = self.graph.nodes[item.place]
+        attempt = self._failures.get(item.path, 0) + 1
+        return Task(
+            run_id=self.row.run_id,
+            partition_id=self.row.partition_id,
+            graph_hash=self.graph.hash,
+            step_id=self.row.step_id + 1,
+            node_id=item.node_id,
+            path=item.path,
+            order_key=item.order_key,
+            scheduled_step=item.scheduled_step,
+            queue=node.queue,
+            attempt=attempt,
+            delivery=self.in_flight[item.path],
+            run_seed=self.seed,
+            timeout_seconds=node.timeout_seconds or self.options.default_timeout_seconds,
+            max_payload_bytes=self.options.max_payload_bytes,
+            state=self._state_bytes,
+            payload=item.payload,
+            max_concurrent=node.max_concurrent,
+            stands_for=item.stands_for,
+            error=self._handled.get(item.path),
+            answers=tuple(self._answers.get(item.path, ())),
+        )
+
+    def next_item(self, full: Collection[Lane]) -> WorkItem | None:
+        """The first ready item whose lane is not full, in flight from now on; None: there is none, or enough are in flight."""
+        if len(self.in_flight) >= self.options.in_flight:
+            return None
+        item = self.ready.take(full)
+        if item is None:
+            return None
+        self.in_flight[item.path] = self._deliveries[item.path] = self._deliveries.get(item.path, 0) + 1
+        return item
+
+    def limited_in_flight(self) -> list[WorkItem]:
+        """The items that are handed out and whose nodes have max_concurrent, in order."""
+        nodes = self.graph.nodes
+        return [
+            item for item in self.frontier.items if item.path in self.in_flight and nodes[item.place].max_concurrent is not None
+        ]
+
+    def take_back(self, item: WorkItem) -> None:
+        """An item was not handed out after all: it is ready again, before the others of its queue."""
+        del self.in_flight[item.path]
+        self._deliveries[item.path] -= 1
+        self.ready.add_first(item)
+
+    def hold_back(self, item: WorkItem, queue: str, now: float) -> bool:
+        """The item found its queue full, and waits; False: it does so already."""
+        if item.path in self.refused:
+            return False
+        self.refused[item.path] = now
+        self._held_back[queue] += 1
+        return True
+
+    def absorb(self, result: TaskResult) -> Retry | Verdict | Unusable:
+        """Take in a result: the first `done` of an item wins, failures count from the current delivery; the rest is dropped.
+
+        Of one that is unusable, nothing is taken in.
+        """
+        item = self._items.get(result.path)
+        if item is None or result.path in self._outcomes or self.row.status is not RunStatus.RUNNING:
+            return Verdict.DROPPED
+        if result.outcome is not None:
+            if len(result.outcome) > self.options.max_payload_bytes:
+                return Unusable(f"it takes {len(result.outcome)} bytes, more than max_payload_bytes")
+            try:
+                outcome, events = decode_outcome(result.outcome)
+            except ValueError as error:
+                return Unusable(f"its outcome cannot be read: {error}")
+            self._end_flight(item)
+            self._pausing.discard(result.path)
+            self._dead.pop(result.path, None)
+            self._to_handle.pop(result.path, None)
+            self._questions.pop(result.path, None)
+            self._outcomes[result.path], self._events[result.path] = outcome, events
+            self._note(item, "done", 0, result.outcome, result)
+            return Verdict.TAKEN
+        if result.failure is None and result.question is None:
+            return Verdict.DROPPED
+        if not self._is_current(result.path, result.delivery):
+            return Verdict.DROPPED
+        if result.question is not None:
+            return self._absorb_question(item, *result.question, result)
+        assert result.failure is not None
+        said = result.failure.error
+        if not (isinstance(said.get("type"), str) and isinstance(said.get("message"), str)):
+            return Unusable("its failure has no type and message")
+        self._end_flight(item)
+        self._deliveries[item.path] = result.delivery
+        return self._absorb_failure(item, result.failure, result)
+
+    def _is_current(self, path: bytes, delivery: int) -> bool:
+        """Whether a delivery is the one in flight, or, of an item that is not, one that an earlier owner of its run made."""
+        if path in self.in_flight:
+            return self.in_flight[path] == delivery
+        return self._deliveries.get(path, 0) < delivery
+
+    def _end_flight(self, item: WorkItem) -> None:
+        """The item is answered. Of a run taken over, it may not be known here that it was in flight."""
+        if self.in_flight.pop(item.path, None) is None:
+            self.ready.discard({item.path})
+
+    def expect(self, task: Outstanding) -> None:
+        """An earlier owner of this run has handed out the task, and it will be answered."""
+        item = self._items.get(task.path)
+        if item is not None and task.path not in self._outcomes:
+            self._end_flight(item)
+            self.in_flight[task.path] = self._deliveries[task.path] = task.delivery
+
+    def take_again(self, task: HandedBack) -> Retry | Verdict:
+        """A worker did not start the task: hand it out again after a pause, so that this cannot become a busy loop."""
+        item = self._items.get(task.path)
+        if item is None or self.in_flight.get(task.path) != task.delivery:
+            return Verdict.DROPPED
+        del self.in_flight[task.path]
+        self._pausing.add(task.path)
+        returns = self._returns[task.path] = self._returns.get(task.path, 0) + 1
+        return Retry(item, min(FIRST_RETURN_PAUSE_SECONDS * 2 ** min(returns - 1, 10), MAX_RETURN_PAUSE_SECONDS))
+
+    def lose(self, task: Outstanding) -> Retry | Verdict:
+        """The task is nowhere any more: its worker died, or Redis forgot it. This costs no attempt, but has a bound."""
+        item = self._items.get(task.path)
+        if item is None or self.in_flight.get(task.path) != task.delivery:
+            return Verdict.DROPPED
+        del self.in_flight[task.path]
+        # What Redis has forgotten has ended no worker.
+        losses = self._losses[task.path] = self._losses.get(task.path, 0) + (not task.forgotten)
+        if losses <= MAX_REDELIVERIES:
+            self._pausing.add(task.path)
+            return Retry(item, 0.0)
+        text = (
+            f"node {item.node_id!r} was handed out {losses} times, and no usable result came back: most likely it ends its "
+            f"worker (look at the workers' exit codes and memory), or its tasks or results are kept aside (see "
+            f"`lockstep quarantine`); mend that, then `lockstep retry {self.run_id}`"
+        )
+        self._dead[task.path] = (PoisonError(text, step_id=self.row.step_id + 1, node_id=item.node_id), None)
+        return Verdict.TAKEN
+
+    def end_pause(self, item: WorkItem) -> bool:
+        """Make an item ready that waited for its next attempt, before the others of its queue; False: it does not wait here."""
+        if item.path not in self._pausing:
+            return False
+        self._pausing.remove(item.path)
+        self.ready.add_first(item)
+        return True
+
+    def _absorb_question(self, item: WorkItem, number: int, value: bytes, result: TaskResult) -> Verdict | Unusable:
+        """The item asks somebody. This costs a delivery, and no attempt."""
+        answered = len(self._answers.get(item.path, ()))
+        if number != answered:
+            return Unusable(f"it asks question {number} of an item with {answered} answers")
+        if len(value) > self.options.max_payload_bytes:
+            return Unusable(f"what it asks takes {len(value)} bytes, more than max_payload_bytes")
+        try:
+            payload = canonical_bytes(json.loads(value))
+        except (ValueError, RecursionError, StateError) as error:
+            return Unusable(f"what it asks cannot be read: {error}")
+        self._end_flight(item)
+        self._deliveries[item.path] = result.delivery
+        self._questions[item.path] = number
+        self._note(item, "interrupted", number, payload, result)
+        return Verdict.TAKEN
+
+    def _answer(self, answers: Mapping[str, Any]) -> None:
+        """Take in answers by the ids of questions; those that nobody waits for are left alone."""
+        for item in self.frontier.items:
+            number = self._questions.get(item.path)
+            if number is None or (asked := question_id(item.path, number)) not in answers:
+                continue
+            payload = canonical_bytes(answers[asked])
+            del self._questions[item.path]
+            self._answers.setdefault(item.path, []).append(payload)
+            self._note(item, "answer", number, payload, TaskResult(run_id=self.run_id, path=item.path, delivery=0))
+            self.ready.add(item)
+            self._answered = True
+
+    def _absorb_failure(self, item: WorkItem, failure: Failure, result: TaskResult) -> Retry | Verdict:
+        attempt = self._failures[item.path] = self._failures.get(item.path, 0) + 1
+        used = self._budget_used[item.path] = self._budget_used.get(item.path, 0) + 1
+        node = self.graph.nodes[item.place]
+        pause_seconds = (node.retry or self.options.retry or ONCE).pause_seconds(failure, used, item.path)
+        # A handler that fails has none of its own.
+        handler = node.handler.name if node.handler and pause_seconds is None and item.stands_for is None else None
+        error = canonical_bytes(failure.error)
+        self._note(item, "failed", attempt, error, result, pause_seconds=pause_seconds, handler=handler)
+        if pause_seconds is not None:
+            self._pausing.add(item.path)
+            return Retry(item, pause_seconds)
+        if handler is not None:
+            self._to_handle[item.path] = failure.error
+        else:
+            self._dead[item.path] = (LockstepError.from_record(failure.error), result.cause)
+        return Verdict.TAKEN
+
+    def _let_handlers_stand_in(self) -> None:
+        """Put error handlers in the place of nodes that have failed for good. Not at once: in one tick, done beats failed."""
+        if not self._to_handle:
+            return
+        items = []
+        for item in self.frontier.items:
+            if item.path in self._to_handle:
+                handler = self.graph.nodes[item.node_id].handler
+                assert handler is not None, "only the failure of a node with a handler waits for one"
+                failed, item = item, stand_in(item, handler.name)
+                self._items[item.path] = item
+                self._handled[item.path] = self._to_handle[failed.path]
+                del self._items[failed.path]
+                self.ready.add_first(item)
+            items.append(item)
+        self._to_handle.clear()
+        self.frontier = msgspec.structs.replace(self.frontier, items=tuple(items))
+
+    def _note(
+        self,
+        item: WorkItem,
+        kind: str,
+        n: int,
+        payload: bytes,
+        result: TaskResult,
+        *,
+        pause_seconds: float | None = 0.0,
+        handler: str | None = None,
+    ) -> None:
+        meta = JournalMeta(
+            attempt=self._failures.get(item.path, 0) + (kind == "done"),
+            delivery=result.delivery,
+            retries=self.row.retries,
+            started_at=result.started_at,
+            latency_ms=result.latency_ms,
+            worker=result.worker,
+            pause_seconds=pause_seconds,
+            handler=handler,
+        )
+        self._journal.append(
+            JournalRow(
+                run_id=self.row.run_id,
+                path=item.path,
+                kind=kind,
+                n=n,
+                step_id=self.row.step_id + 1,
+                payload=payload,
+                meta=meta.encoded(),
+            )
+        )
