@@ -206,6 +206,16 @@ class Storm:
         """All connections to Redis or to the database end."""
         self._rng.choice(self._lines).cut()
 
+    def _replace_the_ended(self) -> None:
+        """Do what a service manager does: a process that finds no server when it starts says so, and ends."""
+        for place, process in enumerate(self._workers):
+            if process.poll() is not None:
+                self._workers[place] = self.cluster.spawn("worker", "--concurrency", str(SLOTS))
+        for place, process in enumerate(self._coordinators):
+            if process.poll() is not None:
+                self._coordinators[place] = self.cluster.spawn("coordinator", "--store", self.cluster.store_url)
+        self.cluster.workers[:], self.cluster.coordinators[:] = self._workers, self._coordinators
+
     # The storm
 
     def rage(self, seconds: float, say: Callable[[str], None]) -> None:
@@ -215,6 +225,7 @@ class Storm:
         end = time.monotonic() + seconds
         try:
             while time.monotonic() < end:
+                self._replace_the_ended()
                 fault = self._rng.choice(self._possible)
                 self.faults[fault.__name__] += 1
                 say(fault.__name__)
@@ -253,6 +264,7 @@ class Storm:
         since = time.monotonic()
         self.cluster.deaths |= {-signal.SIGKILL}
         while time.monotonic() - since < CALM_SECONDS:
+            self._replace_the_ended()
             if all(row.status in FINISHED for row in self._rows()):
                 break
             time.sleep(0.1)
