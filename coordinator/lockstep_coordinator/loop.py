@@ -200,7 +200,7 @@ class Coordinator:
             return
         self._moved[run.run_id] = run
         if isinstance(verdict, Retry):
-            self.counts.retries += isinstance(answer, TaskResult)
+            self.counts.retries += isinstance(answer, TaskResult) and answer.failure is not None
             self._rest(run.run_id, verdict)
 
     def _try_again(self, run_id: str, item: WorkItem) -> None:
@@ -349,7 +349,7 @@ class Coordinator:
             self._forget(run)
             self._load(run.row)
         elif step is not None or run.ready:
-            self._dispatcher.add(run)  # Of a step that goes on, error handlers may be ready now.
+            self._dispatcher.add(run)  # Of a step that goes on, error handlers and answered items may be ready now.
         if transition.update is not None:
             self._observer.moved(run)
         if transition.events:

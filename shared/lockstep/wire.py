@@ -90,8 +90,13 @@ class JournalMeta(msgspec.Struct, frozen=True, kw_only=True):
 
     def encoded(self) -> bytes:
         """As it is stored. What only failures have is left out where it says nothing: most rows are results."""
-        fields = {
-            name: getattr(self, name) for name in ("attempt", "delivery", "latency_ms", "retries", "started_at", "worker")
+        fields: dict[str, Any] = {
+            "attempt": self.attempt,
+            "delivery": self.delivery,
+            "latency_ms": self.latency_ms,
+            "retries": self.retries,
+            "started_at": self.started_at,
+            "worker": self.worker,
         }
         if self.pause_seconds != 0.0:
             fields["pause_seconds"] = self.pause_seconds

@@ -100,6 +100,7 @@ def test_a_handler_runs_once_all_attempts_have_failed_and_has_attempts_of_its_ow
 
     with Engine(joined(mends, tries, retry=AT_ONCE), store_url) as engine:
         assert engine.invoke({})["log"] == ["before", "mended at attempt 2", "after", "join"]
+        assert engine._running().coordinator.counts.retries == 2
     assert calls == {"tries": 2, "mends": 2}
 
 
