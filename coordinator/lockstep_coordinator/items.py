@@ -37,6 +37,12 @@ MAX_REDELIVERIES = 5
 
 ONCE = RetryPolicy(max_attempts=1)
 
+Execution = tuple[bytes, int, str, int, float]
+"""One execution of an item: path, delivery, worker, started_at, latency_ms.
+
+A delivery's number does not name it: numbers begin at 1 again with an owner that has seen none, so two copies may share one.
+"""
+
 
 class Retry(msgspec.Struct, frozen=True):
     """An item that is to run again after a pause."""
@@ -79,6 +85,7 @@ class ItemsUnderWay:
         self._budget_used: dict[bytes, int] = {}
         self._pausing: set[bytes] = set()
         self._deliveries: dict[bytes, int] = {}
+        self._counted: set[Execution] = set()
         self._losses: dict[bytes, int] = {}
         self._returns: dict[bytes, int] = {}
         self._dead: dict[bytes, tuple[LockstepError, BaseException | None]] = {}
@@ -107,13 +114,15 @@ class ItemsUnderWay:
                 self._outcomes[row.path], self._events[row.path] = decode_outcome(row.payload)
             elif row.kind == "failed":
                 meta = decode_meta(row.meta)
-                self._failures[row.path], self._deliveries[row.path] = row.n, meta.delivery
+                self._failures[row.path] = row.n
+                self._note_delivery(row.path, meta.delivery)
+                self._counted.add((row.path, meta.delivery, meta.worker, meta.started_at, meta.latency_ms))
                 if meta.retries == self.row.retries:
                     self._budget_used[row.path] = self._budget_used.get(row.path, 0) + 1
                     last[row.path] = json.loads(row.payload), meta
             elif row.kind == "interrupted":
                 self._questions[row.path] = row.n
-                self._deliveries[row.path] = max(self._deliveries.get(row.path, 0), decode_meta(row.meta).delivery)
+                self._note_delivery(row.path, decode_meta(row.meta).delivery)
             elif row.kind == "answer":
                 self._answers.setdefault(row.path, []).append(row.payload)
         for path in [path for path, n in self._questions.items() if n < len(self._answers.get(path, ()))]:
@@ -151,6 +160,7 @@ class ItemsUnderWay:
         self._held_back.clear()
         self._outcomes, self._events, self._failures, self._budget_used = {}, {}, {}, {}
         self._deliveries, self._losses, self._returns = {}, {}, {}
+        self._counted.clear()
         self._handled.clear()
         self._questions, self._answers = {}, {}
 
@@ -244,12 +254,20 @@ class ItemsUnderWay:
         if result.question is not None:
             return self._absorb_question(item, *result.question, result)
         assert result.failure is not None
+        execution = (item.path, result.delivery, result.worker, result.started_at, result.latency_ms)
+        if execution in self._counted:
+            return Verdict.DROPPED
         said = result.failure.error
         if not (isinstance(said.get("type"), str) and isinstance(said.get("message"), str)):
             return Unusable("its failure has no type and message")
         self._end_flight(item)
-        self._deliveries[item.path] = result.delivery
+        self._note_delivery(item.path, result.delivery)
+        self._counted.add(execution)
         return self._absorb_failure(item, result.failure, result)
+
+    def _note_delivery(self, path: bytes, delivery: int) -> None:
+        """The item was handed out with this number; later ones are higher."""
+        self._deliveries[path] = max(self._deliveries.get(path, 0), delivery)
 
     def _is_current(self, path: bytes, delivery: int) -> bool:
         """Whether a delivery is the one in flight, or, of an item that is not, one that an earlier owner of its run made."""
@@ -318,7 +336,9 @@ class ItemsUnderWay:
         except (ValueError, RecursionError, StateError) as error:
             return Unusable(f"what it asks cannot be read: {error}")
         self._end_flight(item)
-        self._deliveries[item.path] = result.delivery
+        self._note_delivery(item.path, result.delivery)
+        if item.path in self._questions:
+            return Verdict.DROPPED  # Another copy of it has asked the same.
         self._questions[item.path] = number
         self._note(item, "interrupted", number, payload, result)
         return Verdict.TAKEN

@@ -26,6 +26,7 @@ def key_of(answer: Task | TaskResult | HandedBack | Outstanding) -> Key:
 class Claimed(msgspec.Struct):
     """What a worker has taken, by delivery. Of a dead or silent one, nobody counts on it."""
 
+    name: str
     tasks: dict[Key, Task] = {}
     silent: bool = False
 

@@ -187,7 +187,7 @@ class World:
         self.store.outbox.add_sink(SINK)
         self.seats = [Seat(self, f"c{number}") for number in range(COORDINATORS)]
         for number in range(WORKERS):
-            self.network.workers[f"w{number}"] = Claimed({})
+            self.network.workers[f"w{number}"] = Claimed(f"w{number}")
         self._names = itertools.count(WORKERS)
         self._new_relay()
         self.runs: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -234,7 +234,7 @@ class World:
         worker = self._worker(which)
         if worker.tasks:
             key = list(worker.tasks)[place % len(worker.tasks)]
-            self._send(worker.tasks.pop(key))
+            self._send(worker.tasks.pop(key), worker.name)
 
     def hand_back(self, which: int, place: int) -> None:
         """A worker does not want one of its tasks."""
@@ -256,7 +256,8 @@ class World:
         """A worker and all that it has is gone; another one comes."""
         name = list(self.network.workers)[which % len(self.network.workers)]
         del self.network.workers[name]
-        self.network.workers[f"w{next(self._names)}"] = Claimed({})
+        another = f"w{next(self._names)}"
+        self.network.workers[another] = Claimed(another)
 
     def silence_worker(self, which: int, _: int) -> None:
         """A worker counts as dead, or no more."""
@@ -322,7 +323,7 @@ class World:
         self.counts[kind] += 1
         self.store.send(Command(run_id=run_id, command_id=f"{kind}-{self.counts[kind]}", kind=kind, payload=payload))
 
-    def _send(self, task: Task) -> None:
+    def _send(self, task: Task, worker: str) -> None:
         self.counts["executions"] += 1
         context = NodeContext(task)
         try:
@@ -332,7 +333,8 @@ class World:
             given = {"failure": failure_of(error, task)}
             self._failures[task.run_id, task.path] += 1
         started_at = self.clock.milliseconds()
-        result = TaskResult(run_id=task.run_id, path=task.path, delivery=task.delivery, started_at=started_at, **given)
+        key = {"run_id": task.run_id, "path": task.path, "delivery": task.delivery}
+        result = TaskResult(**key, worker=worker, started_at=started_at, **given)
         self._results.append((task.partition_id, result))
         self.network.send(task.partition_id, result)
 
