@@ -5,7 +5,8 @@
 Each line on stdin asks for a child: CRASH_AT URL LEDGER TRACE. It executes the graph on the store at URL, and dies at the
 moment of that number: when a statement that writes is about to begin, when a COMMIT was carried out and nothing was heard of
 it, or right after a group commit, before anything is done with it. A line on stdout says how it ended; the last line of the
-file TRACE is the moment of its death. Each result is committed alone, so all children would come through the same moments.
+file TRACE is the moment of its death. Where a COMMIT of results was carried out, it also says how many rows the journal must
+have then: "COMMIT done, journal N". Each result is committed alone, so that there are many moments.
 """
 
 import json
@@ -14,6 +15,7 @@ import re
 import signal
 import sqlite3
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,6 +38,8 @@ class Doom:
     def __init__(self, trace: str) -> None:
         self._left = int(os.environ["CRASH_AT"])
         self._trace = os.open(trace, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._journalled = 0
+        self._committing: int | None = None  # The thread that commits results; others keep leases.
 
     def moment(self, what: str, let_arrive: Callable[[], None] = lambda: None) -> None:
         os.write(self._trace, what.encode() + b"\n")
@@ -43,6 +47,11 @@ class Doom:
         if not self._left:
             let_arrive()
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def carried_out(self, let_arrive: Callable[[], None] = lambda: None) -> None:
+        """A COMMIT was done."""
+        journal = f", journal {self._journalled}" if self._committing == threading.get_ident() else ""
+        self.moment(f"COMMIT done{journal}", let_arrive)
 
     def statement(self, sql: object, let_arrive: Callable[[], None] = lambda: None) -> None:
         """A statement is about to begin."""
@@ -61,7 +70,7 @@ class Doom:
             self.statement(query, lambda: _let_arrive(cursor.connection))
             result = execute(cursor, query, *arguments, **options)
             if query == "COMMIT":
-                self.moment("COMMIT done", lambda: _let_arrive(cursor.connection))
+                self.carried_out(lambda: _let_arrive(cursor.connection))
             return result
 
         psycopg.Cursor.execute = executing  # type: ignore[assignment, method-assign]
@@ -73,7 +82,7 @@ class Doom:
             self.statement(sql)
             rows: int = query(connection, sql, unbuffered)
             if sql == "COMMIT":
-                self.moment("COMMIT done")
+                self.carried_out()
             return rows
 
         pymysql.connections.Connection.query = querying  # type: ignore[method-assign, assignment]
@@ -82,7 +91,10 @@ class Doom:
         commit = SqlStore.commit
 
         def committing(store: SqlStore, lease_id: str, transitions: Sequence[Transition]) -> list[CommitOutcome]:
+            self._journalled += sum(len(transition.journal) for transition in transitions)
+            self._committing = threading.get_ident()
             outcomes = commit(store, lease_id, transitions)
+            self._committing = None
             self.moment("committed")
             return outcomes
 
