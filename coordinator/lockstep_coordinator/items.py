@@ -16,7 +16,6 @@ import msgspec
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.frontier import stand_in
 from lockstep.core.lifecycle import RunStatus
-from lockstep.core.ordering import run_seed_of
 from lockstep.core.policy import RetryPolicy
 from lockstep.core.records import Failure, Finished, Frontier, WorkItem
 from lockstep.core.state import State
@@ -24,9 +23,11 @@ from lockstep.errors import LockstepError, PoisonError, StateError
 from lockstep.graph import CompiledGraph
 from lockstep.interrupts import question_id
 from lockstep.options import Options
+from lockstep.recording import decode_calls, encode_calls
 from lockstep.records import HandedBack, JournalRow, Outstanding, RunRow, Task, TaskResult
 from lockstep.wire import EmittedEvent, JournalMeta, decode_meta, decode_outcome
 from lockstep_coordinator.ready import Lane, Ready
+from lockstep_coordinator.tasks import in_questions_order, task_of
 
 FIRST_RETURN_PAUSE_SECONDS = 0.05
 MAX_RETURN_PAUSE_SECONDS = 5.0
@@ -71,7 +72,6 @@ class ItemsUnderWay:
         self.row = row
         self.graph = graph
         self.options = options
-        self.seed = run_seed_of(row.run_id) if options.seed is None else options.seed
         self.state = State()
         self.frontier = Frontier()
         self.ready = Ready(graph)
@@ -93,6 +93,7 @@ class ItemsUnderWay:
         self._handled: dict[bytes, dict[str, Any]] = {}
         self._questions: dict[bytes, int] = {}
         self._answers: dict[bytes, list[bytes]] = {}
+        self._recorded: dict[bytes, dict[int, bytes]] = {}
         self._answered = False
         self._journal: list[JournalRow] = []
         self._state_bytes: bytes | None = None
@@ -123,6 +124,8 @@ class ItemsUnderWay:
             elif row.kind == "interrupted":
                 self._questions[row.path] = row.n
                 self._note_delivery(row.path, decode_meta(row.meta).delivery)
+            elif row.kind == "recorded":
+                self._recorded.setdefault(row.path, {})[row.n] = row.payload
             elif row.kind == "answer":
                 self._answers.setdefault(row.path, []).append(row.payload)
         for path in [path for path, n in self._questions.items() if n < len(self._answers.get(path, ()))]:
@@ -162,35 +165,24 @@ class ItemsUnderWay:
         self._deliveries, self._losses, self._returns = {}, {}, {}
         self._counted.clear()
         self._handled.clear()
-        self._questions, self._answers = {}, {}
+        self._questions, self._answers, self._recorded = {}, {}, {}
 
     def task_for(self, item: WorkItem) -> Task:
         """The task that hands out an item."""
         if self._state_bytes is None:
             self._state_bytes = self.state.to_bytes()
-        node = self.graph.nodes[item.place]
-        attempt = self._failures.get(item.path, 0) + 1
-        return Task(
-            run_id=self.row.run_id,
-            partition_id=self.row.partition_id,
-            graph_hash=self.graph.hash,
+        return task_of(
+            self.row,
+            self.graph,
+            self.options,
+            item,
             step_id=self.row.step_id + 1,
-            node_id=item.node_id,
-            path=item.path,
-            order_key=item.order_key,
-            scheduled_step=item.scheduled_step,
-            queue=node.queue,
-            attempt=attempt,
-            delivery=self.in_flight[item.path],
-            run_seed=self.seed,
-            timeout_seconds=node.timeout_seconds or self.options.default_timeout_seconds,
-            max_payload_bytes=self.options.max_payload_bytes,
             state=self._state_bytes,
-            payload=item.payload,
-            max_concurrent=node.max_concurrent,
-            stands_for=item.stands_for,
+            attempt=self._failures.get(item.path, 0) + 1,
+            delivery=self.in_flight[item.path],
             error=self._handled.get(item.path),
-            answers=tuple(self._answers.get(item.path, ())),
+            answers=self._answers.get(item.path, ()),
+            recorded=in_questions_order(self._recorded.get(item.path)),
         )
 
     def next_item(self, full: Collection[Lane]) -> WorkItem | None:
@@ -329,10 +321,12 @@ class ItemsUnderWay:
         answered = len(self._answers.get(item.path, ()))
         if number != answered:
             return Unusable(f"it asks question {number} of an item with {answered} answers")
-        if len(value) > self.options.max_payload_bytes:
-            return Unusable(f"what it asks takes {len(value)} bytes, more than max_payload_bytes")
+        size = len(value) + len(result.calls or b"")
+        if size > self.options.max_payload_bytes:
+            return Unusable(f"what it asks and has recorded takes {size} bytes, more than max_payload_bytes")
         try:
             payload = canonical_bytes(json.loads(value))
+            calls = encode_calls(decode_calls(result.calls)) if result.calls is not None else None
         except (ValueError, RecursionError, StateError) as error:
             return Unusable(f"what it asks cannot be read: {error}")
         self._end_flight(item)
@@ -341,6 +335,9 @@ class ItemsUnderWay:
             return Verdict.DROPPED  # Another copy of it has asked the same.
         self._questions[item.path] = number
         self._note(item, "interrupted", number, payload, result)
+        if calls is not None:
+            self._recorded.setdefault(item.path, {})[number] = calls
+            self._note(item, "recorded", number, calls, result)
         return Verdict.TAKEN
 
     def _answer(self, answers: Mapping[str, Any]) -> None:

@@ -51,11 +51,12 @@ if TYPE_CHECKING:
     from lockstep.client import Client
     from lockstep.engine import Engine
     from lockstep.history import StepRecord, TaskRecord
-    from lockstep.run import Run, StreamEvent
+    from lockstep.run import ReplayReport, Run, StreamEvent
 else:
     _LAZY = {
         "Client": "lockstep.client",
         "Engine": "lockstep.engine",
+        "ReplayReport": "lockstep.run",
         "Run": "lockstep.run",
         "StepRecord": "lockstep.history",
         "StreamEvent": "lockstep.run",
@@ -100,6 +101,7 @@ __all__ = [
     "PublishedEvent",
     "ReducerError",
     "ReplayMismatchError",
+    "ReplayReport",
     "RetryPolicy",
     "RouteError",
     "Run",

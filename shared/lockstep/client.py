@@ -18,7 +18,7 @@ from lockstep.errors import ConfigurationError, RunNotFoundError, UnknownGraphEr
 from lockstep.options import DEFAULTS, Options, encode_options
 from lockstep.ports import Reader
 from lockstep.records import Command, NewRun, RunRow
-from lockstep.run import Run, runs_of
+from lockstep.run import ReplayReport, Run, runs_of
 from lockstep.schema import values_of
 from lockstep.store import open_store
 from lockstep.submission import check_same, checked_id, encoded_input, new_run_id
@@ -177,6 +177,14 @@ class Client:
     def cause_of(self, run_id: str) -> BaseException | None:
         """None: nodes run in other processes."""
         return None
+
+    def replay(self, row: RunRow) -> ReplayReport:
+        """Refused: a client has no graph."""
+        raise ConfigurationError(
+            f"a client has no graph to replay run {row.run_id} with; use `lockstep replay {row.run_id} "
+            f"--graphs MODULE:NAME`, or Engine(graph, store).run({row.run_id!r}).replay()",
+            option="graph",
+        )
 
 
 class Partitions:

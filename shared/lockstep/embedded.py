@@ -14,6 +14,8 @@ from lockstep.graph import CompiledGraph, serving
 from lockstep.options import Options
 from lockstep.ports import Reader, Store
 from lockstep.records import Command, RunRow
+from lockstep.replay import replay_run
+from lockstep.run import ReplayReport
 from lockstep.store import open_store
 from lockstep_coordinator.lease import LeaseKeeper
 from lockstep_coordinator.loop import Coordinator
@@ -143,6 +145,9 @@ class Embedded:
     def cause_of(self, run_id: str) -> BaseException | None:
         with self._lock:
             return self._causes.get(run_id)
+
+    def replay(self, row: RunRow) -> ReplayReport:
+        return replay_run(self.store, row, self._graphs)
 
     def close(self, drain_seconds: float = DRAIN_SECONDS) -> None:
         """Stop everything, in the order in which nothing is lost. Idempotent."""

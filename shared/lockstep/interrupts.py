@@ -20,10 +20,11 @@ ASKS: ContextVar[Callable[[Any], Any]] = ContextVar("lockstep_asks")
 class Question(BaseException):
     """Ends a node that has asked something. No Exception: a node that catches those does not catch this."""
 
-    def __init__(self, number: int, value: bytes) -> None:
+    def __init__(self, number: int, value: bytes, calls: bytes | None = None) -> None:
         super().__init__("a node waits for an answer")
         self.number = number
         self.value = value
+        self.calls = calls
 
 
 @dataclass(frozen=True, slots=True)

@@ -370,5 +370,14 @@ class Context(Protocol):
     def cancelled(self) -> bool:
         """Whether the result is no longer wanted; long loops may look and return."""
 
+    def record(self, name: str, request: Any, call: Callable[[], Any]) -> Any:
+        """What `call()` returns, journalled with the node's result: `Run.replay` gives it back instead of calling.
+
+        For whatever comes from outside: models, services, clocks, files. If `call` returns an awaitable, so does `record`.
+        `request` says what is asked (JSON); in a replay it must be the same, else ReplayMismatchError. What is returned is
+        JSON, as a copy; an exception is recorded, too. A node that runs again because its question was answered gets what was
+        recorded before it asked. Raises StateError for a request or response that is not JSON.
+        """
+
     def emit(self, type: str, data: Any = None) -> None:
         """Add an outbox event, published if and only if this step commits. Raises StateError for data that is not JSON."""

@@ -342,7 +342,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
     `state` is S(k-1) as canonical bytes; `payload` a Send's, which then replaces it. Results go to the partition's owner.
     Of a node with `max_concurrent`, no more tasks than that are handed out at a time.
-    `answers` are those to the questions that the item has asked, in order.
+    `answers` are those to the questions that the item has asked, in order; `recorded` the calls that it made before each that
+    made some, see `encode_calls`.
     The task of an error handler `stands_for` the node that failed, with this `error`.
     """
 
@@ -366,6 +367,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     stands_for: str | None = None
     error: dict[str, Any] | None = None
     answers: tuple[bytes, ...] = ()
+    recorded: tuple[bytes, ...] = ()
 
     @property
     def place(self) -> str:
@@ -380,7 +382,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
     """What came of a task: an `outcome` (see `encode_outcome`), a `failure`, or a `question`: its number and canonical bytes.
 
-    `cause` is the exception itself, which only an engine in the same process can hand on.
+    `calls` are those that were made before the question. `cause` is the exception itself, which only an engine in the same
+    process can hand on.
     """
 
     run_id: str
@@ -389,6 +392,7 @@ class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
     outcome: bytes | None = None
     failure: Failure | None = None
     question: tuple[int, bytes] | None = None
+    calls: bytes | None = None
     started_at: int = 0
     latency_ms: float = 0.0
     worker: str = ""

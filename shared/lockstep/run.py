@@ -54,6 +54,21 @@ class StreamEvent:
     offset: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayReport:
+    """What a replay has found to be as it was: so many steps, node executions, and recorded calls.
+
+    Steps before the run's last migration belong to another version of its graph; `first_step` is the first that was replayed.
+    """
+
+    run_id: str
+    graph: str
+    first_step: int
+    steps: int
+    nodes: int
+    calls: int
+
+
 class Backend(Protocol):
     """What a Run needs of whoever made it."""
 
@@ -79,6 +94,9 @@ class Backend(Protocol):
 
     def cause_of(self, run_id: str) -> BaseException | None:
         """The exception that failed the run, if it was raised in this process."""
+
+    def replay(self, row: RunRow) -> ReplayReport:
+        """See `Run.replay`."""
 
 
 class Run:
@@ -289,6 +307,20 @@ class Run:
     async def aresume(self, answer: Any = None) -> None:
         """`resume` without blocking the event loop."""
         await asyncio.to_thread(self.resume, answer)
+
+    def replay(self) -> ReplayReport:
+        """Execute the run's nodes again, as journalled, and compare all that they do; nothing is stored, and no call is made.
+
+        Each node gets its state, its random numbers, its answers and what `ctx.record` got, and must ask for the same and
+        return the same; the steps must merge to the same bytes. It goes by the nodes that have a result; of failed attempts
+        nothing is repeated. Raises ReplayMismatchError at the first difference; GraphVersionError where the graph is not
+        loaded; ConfigurationError from a client, which has no graphs: use an Engine on the same store, or `lockstep replay`.
+        """
+        return self.backend.replay(self.row())
+
+    async def areplay(self) -> ReplayReport:
+        """`replay` without blocking the event loop."""
+        return await asyncio.to_thread(self.replay)
 
     def cancel(self, reason: str = "requested") -> None:
         """Ask the run's owner to end it; `result` then raises RunCancelledError. One that has ended stays as it is."""

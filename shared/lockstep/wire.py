@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from lockstep.core.canonical import MAX_DEPTH, canonical_bytes
 from lockstep.core.records import Failure, Finished, Route, Write
 from lockstep.errors import StateError
+from lockstep.recording import Call
 from lockstep.records import HandedBack, Task, TaskResult
 
 T = TypeVar("T")
@@ -26,12 +27,17 @@ ENGINE_EVENTS = "lockstep."
 """What the types of events begin with that no node has emitted."""
 
 
-def encode_outcome(writes: Sequence[Write], routes: Sequence[Route], events: Sequence[EmittedEvent]) -> bytes:
+def encode_outcome(
+    writes: Sequence[Write], routes: Sequence[Route], events: Sequence[EmittedEvent], calls: Sequence[Call] = ()
+) -> bytes:
     """A node's outcome as canonical JSON; empty parts are left out.
 
-    {"events": [[type, data]], "routes": [[node, payload?]], "writes": [[field, value, true if Overwrite]]}
+    {"calls": [see `Call`], "events": [[type, data]], "routes": [[node, payload?]],
+     "writes": [[field, value, true if Overwrite]]}
     """
     record: dict[str, Any] = {}
+    if calls:
+        record["calls"] = msgspec.to_builtins(calls)
     if events:
         record["events"] = [list(event) for event in events]
     if routes:
@@ -56,6 +62,15 @@ def decode_outcome(data: bytes) -> tuple[Finished, list[EmittedEvent]]:
     return Finished(writes, routes), record.events
 
 
+def calls_of(outcome: bytes) -> list[Call]:
+    """The calls that a node has made for an outcome. Raises ValueError."""
+    return _decoded(_CALLING, outcome).calls
+
+
+class _Calling(msgspec.Struct):
+    calls: list[Call] = []
+
+
 class _Outcome(msgspec.Struct):
     writes: list[Any] = []
     routes: list[Any] = []
@@ -63,6 +78,7 @@ class _Outcome(msgspec.Struct):
 
 
 _encode = msgspec.json.Encoder().encode
+_CALLING = msgspec.json.Decoder(_Calling)
 _OUTCOME = msgspec.json.Decoder(_Outcome)
 """Values come out as the standard library's decoder would give them; a test compares the two."""
 
@@ -136,6 +152,7 @@ class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     stands_for: str | None = None
     error: dict[str, Any] | None = None
     answers: list[Raw] = []
+    recorded: list[Raw] = []
 
     def task(self, state: bytes) -> Task:
         """The task, with the state that belongs to it."""
@@ -159,6 +176,7 @@ class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
             stands_for=self.stands_for,
             error=self.error,
             answers=tuple(map(bytes, self.answers)),
+            recorded=tuple(map(bytes, self.recorded)),
         )
 
 
@@ -197,6 +215,7 @@ def encode_task(task: Task, state_sha256: str | None = None) -> bytes:
             task.stands_for,
             task.error,
             [Raw(answer) for answer in task.answers],
+            [Raw(calls) for calls in task.recorded],
         )
     )
 
@@ -235,6 +254,7 @@ class ResultMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     worker: str = ""
     asked: Count | None = None
     question: Raw | UnsetType = UNSET
+    calls: Raw | UnsetType = UNSET
 
     def message(self) -> TaskResult | HandedBack:
         """The result as the coordinator takes it."""
@@ -247,6 +267,7 @@ class ResultMessage(msgspec.Struct, frozen=True, omit_defaults=True):
             outcome=None if self.outcome is UNSET else bytes(self.outcome),
             failure=self.failure,
             question=None if self.asked is None or self.question is UNSET else (self.asked, bytes(self.question)),
+            calls=None if self.calls is UNSET else bytes(self.calls),
             started_at=self.started_at,
             latency_ms=self.latency_ms,
             worker=self.worker,
@@ -281,4 +302,5 @@ def _result_message(result: TaskResult | HandedBack) -> ResultMessage:
         result.worker,
         None if result.question is None else result.question[0],
         UNSET if result.question is None else Raw(result.question[1]),
+        UNSET if result.calls is None else Raw(result.calls),
     )

@@ -232,6 +232,7 @@ def beside(sent: dict[str, Any], ctx: Context) -> dict[str, Any]:
 @asks.node
 def ask(state: State, ctx: Context) -> dict[str, Any]:
     note(state["ledger"], f"{ctx.run_id} {ctx.path} {ctx.delivery} {os.getpid()}")
+    ctx.record("note", None, lambda: note(state["ledger"], f"{ctx.run_id} {ctx.path}:recorded {ctx.delivery} {os.getpid()}"))
     return {"n": interrupt({"may I": "go on"})}
 
 

@@ -25,7 +25,7 @@ from lockstep.core.ordering import (
     run_seed_of,
 )
 from lockstep.core.state import State
-from lockstep.errors import ERRORS
+from lockstep.errors import ERRORS, ReplayMismatchError
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -152,6 +152,10 @@ def test_the_options_page_names_the_function_of_each_option() -> None:
 
     # then it names the same
     assert {row["option"]: row["function"] for row in rows if row["function"]} == signatures
+
+
+def test_the_page_on_replay_lists_the_fields_of_the_error() -> None:
+    assert [row["field"] for row in table("replay.md", "field", "what it says")] == list(ReplayMismatchError.field_names())
 
 
 NEED_SERVERS = {"docs/distributed.md"}

@@ -26,7 +26,7 @@ PUBLIC = {
         "PublishedEvent",
     ),
     *("RetryPolicy", "ConflictPolicy"),
-    *("Engine", "Client", "Run", "Interrupt", "StreamEvent", "StepRecord", "TaskRecord"),
+    *("Engine", "Client", "Run", "Interrupt", "ReplayReport", "StreamEvent", "StepRecord", "TaskRecord"),
     *("Options", "with_max_concurrent", "with_queue_depth", "with_default_timeout", "with_conflict_policy"),
     *ERRORS,
 }

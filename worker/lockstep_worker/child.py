@@ -22,6 +22,7 @@ import msgspec
 
 from lockstep.core.records import Failure
 from lockstep.interrupts import ASKS, Question
+from lockstep.recording import Call as RecordedCall
 from lockstep.records import Task
 from lockstep.wire import EmittedEvent
 from lockstep_worker.context import NodeContext
@@ -47,13 +48,16 @@ class Call(msgspec.Struct, frozen=True):
     argument: bytes
     task: Task
     sys_path: list[str]
+    replays: bool = False
 
 
 class Returned(msgspec.Struct, frozen=True):
-    """What a node has returned, and the events that it has emitted."""
+    """What a node has returned, the events that it has emitted, how many calls it has begun, and those that it has made."""
 
     value: Any
     events: list[EmittedEvent]
+    begun: int
+    calls: list[RecordedCall]
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -61,6 +65,7 @@ class Asked(msgspec.Struct, frozen=True):
 
     number: int
     value: bytes
+    calls: bytes | None
 
 
 class Raised(msgspec.Struct, frozen=True):
@@ -113,7 +118,7 @@ async def _awaited(awaitable: Any) -> Any:
 
 def answer(call: Call) -> bytes:
     """Make the call; the pickled Returned, Asked or Raised."""
-    context = NodeContext(call.task)
+    context = NodeContext(call.task, replays=call.replays)
     try:
         sys.path[:] = call.sys_path
         function = find(call.function)
@@ -122,9 +127,9 @@ def answer(call: Call) -> bytes:
         value = function(argument, context) if call.takes_context else function(argument)
         if inspect.isawaitable(value):
             value = asyncio.run(_awaited(value))
-        return pickle.dumps(Returned(value, context.events))
+        return pickle.dumps(Returned(value, context.events, context.recorder.begun, context.recorder.made))
     except Question as question:
-        return pickle.dumps(Asked(question.number, question.value))
+        return pickle.dumps(Asked(question.number, question.value, question.calls))
     except BaseException as error:  # also SystemExit: the next node may find this process as it was
         failure = failure_of(error, call.task)
         try:

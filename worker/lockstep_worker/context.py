@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cached_property
 from random import Random
 from typing import Any
@@ -13,15 +14,18 @@ from lockstep.core.canonical import canonical_bytes
 from lockstep.core.ordering import item_key_of, item_seed_of
 from lockstep.errors import LockstepError, StateError
 from lockstep.interrupts import Question
+from lockstep.recording import Call, decode_calls, encode_calls
 from lockstep.records import Task
 from lockstep.wire import ENGINE_EVENTS, EmittedEvent
+from lockstep_worker.recorder import Recorder
 
 
 class NodeContext:
     """The `Context` of one delivery of one work item."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, *, replays: bool = False) -> None:
         self._task = task
+        self._replays = replays
         self.run_id = task.run_id
         self.step_id = task.step_id
         self.node_id = task.node_id
@@ -56,17 +60,36 @@ class NodeContext:
     def logger(self) -> Any:
         return structlog.get_logger().bind(run_id=self.run_id, step_id=self.step_id, node_id=self.node_id, attempt=self.attempt)
 
+    @cached_property
+    def recorder(self) -> Recorder:
+        """What `record` works with."""
+        recorded = [call for calls in self._task.recorded for call in decode_calls(calls)]
+        return Recorder(self.node_id, recorded, replays=self._replays)
+
+    def record(self, name: str, request: Any, call: Callable[[], Any]) -> Any:
+        return self.recorder.record(name, request, call)
+
+    def end_calls(self) -> list[Call]:
+        """The node is done: the calls that it has made. Raises ReplayMismatchError if it should have made others."""
+        if "recorder" not in self.__dict__ and not self._task.recorded:
+            return []
+        return self.recorder.end()
+
     def ask(self, value: Any) -> Any:
         """See `lockstep.interrupt`."""
         number, self._asked = self._asked, self._asked + 1
         if number < len(self._task.answers):
             return json.loads(self._task.answers[number])
         data = canonical_bytes(value, field="interrupt()")
-        if len(data) > self._task.max_payload_bytes:
+        kept = self.recorder.kept if "recorder" in self.__dict__ else []
+        calls = encode_calls(kept) if kept else None
+        size = len(data) + len(calls or b"")
+        if size > self._task.max_payload_bytes:
             raise StateError(
-                f"what interrupt() asks takes {len(data)} bytes, more than max_payload_bytes; ask with a reference"
+                f"what interrupt() asks, and record() has recorded before it, takes {size} bytes, more than "
+                f"max_payload_bytes={self._task.max_payload_bytes}; ask with a reference, or raise the option"
             )
-        raise Question(number, data)
+        raise Question(number, data, calls)
 
     def emit(self, type: str, data: Any = None) -> None:
         if type.startswith(ENGINE_EVENTS):

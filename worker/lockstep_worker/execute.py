@@ -52,7 +52,7 @@ async def execute(graph: CompiledGraph, task: Task, context: NodeContext, isolat
         seen = _seen_by_router(graph, task, writes)
         chosen = await _call(router.function, router.takes_context, seen, context)
         routes += _routes(graph, task, _labelled(router, spec.node_id, _listed(chosen)))
-    outcome = encode_outcome(writes, routes, context.events)
+    outcome = encode_outcome(writes, routes, context.events, context.end_calls())
     _check_size(outcome, task, f"what node {task.node_id!r} returned")
     return outcome
 

@@ -158,7 +158,7 @@ class Executor:
         if running.is_unwanted:
             return self._finish(running, handed_back="its run was cancelled")
         if isinstance(error, Question):
-            return self._finish(running, question=(error.number, error.value))
+            return self._finish(running, question=(error.number, error.value), calls=error.calls)
         if isinstance(error, NodeRaised):
             return self._finish(running, failure=error.failure, cause=error.__cause__)
         return self._finish(running, failure=failure_of(error, running.task), cause=error)
@@ -174,6 +174,8 @@ class Executor:
 
             returned = self._children.call(spec, argument, running.task, started)
             running.context.events += returned.events
+            if returned.begun:
+                running.context.recorder.adopt(returned.begun, returned.calls)
             return returned.value
 
         return call
@@ -185,6 +187,7 @@ class Executor:
         failure: Failure | None = None,
         cause: BaseException | None = None,
         question: tuple[int, bytes] | None = None,
+        calls: bytes | None = None,
         handed_back: str | None = None,
     ) -> bool:
         """Free the slot and deliver the result; False: the task's time had passed, and the result is dropped."""
@@ -203,6 +206,7 @@ class Executor:
                 outcome=outcome,
                 failure=failure,
                 question=question,
+                calls=calls,
                 cause=cause,
                 started_at=running.started_at,
                 latency_ms=round((time.perf_counter() - running.started) * 1000, 3),

@@ -108,12 +108,14 @@ class Children:
         self._idle: list[Child] = []
         self._closed = False
 
-    def call(self, spec: NodeSpec, argument: Any, task: Task, started: Callable[[Loan], None]) -> Returned:
+    def call(
+        self, spec: NodeSpec, argument: Any, task: Task, started: Callable[[Loan], None], *, replays: bool = False
+    ) -> Returned:
         """What a node returns; `started` is told what to kill if it takes too long.
 
         Raises NodeRaised for what it raises, and NodeFailedError if it ends its process.
         """
-        call = Call(where_is(spec.function), spec.takes_context, _pickled(argument), task, sys.path)
+        call = Call(where_is(spec.function), spec.takes_context, _pickled(argument), task, sys.path, replays)
         child = self._acquire()
         loan = Loan(child)
         try:
@@ -123,7 +125,7 @@ class Children:
             loan.end()
             self._release(child)
         if isinstance(answer, Asked):
-            raise Question(answer.number, answer.value)
+            raise Question(answer.number, answer.value, answer.calls)
         if isinstance(answer, Raised):
             raise NodeRaised(answer.failure) from answer.error
         return answer

@@ -25,6 +25,7 @@ COMMANDS = {
     "resume": "lockstep.cli.run",
     "retry": "lockstep.cli.run",
     "cancel": "lockstep.cli.submit",
+    "replay": "lockstep.cli.replay",
     "outbox": "lockstep.cli.outbox",
     "versions": "lockstep.cli.versions",
     "quarantine": "lockstep.cli.quarantine",

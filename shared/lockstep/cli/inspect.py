@@ -20,7 +20,7 @@ from lockstep.core.merge import Schema
 from lockstep.errors import ConfigurationError
 from lockstep.ports import Store
 from lockstep.records import Command, RunRow
-from lockstep.run import Run
+from lockstep.run import ReplayReport, Run
 from lockstep.store import open_store
 
 PIPE_WIDTH = 240
@@ -53,6 +53,10 @@ class ReadOnly:
     def cause_of(self, run_id: str) -> BaseException | None:
         """None: nothing runs here."""
         return None
+
+    def replay(self, row: RunRow) -> ReplayReport:
+        """Refuse: there is no graph."""
+        raise ConfigurationError("this command only reads")
 
 
 @click.command()
