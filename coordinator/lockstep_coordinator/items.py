@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from decimal import Decimal
 from enum import Enum
 from typing import Any
 
@@ -19,6 +20,7 @@ from lockstep.core.lifecycle import RunStatus
 from lockstep.core.policy import RetryPolicy
 from lockstep.core.records import Failure, Finished, Frontier, WorkItem
 from lockstep.core.state import State
+from lockstep.costs import Usage, Used, decode_usage, total
 from lockstep.errors import LockstepError, PoisonError, StateError
 from lockstep.graph import CompiledGraph
 from lockstep.interrupts import question_id
@@ -94,6 +96,9 @@ class ItemsUnderWay:
         self._questions: dict[bytes, int] = {}
         self._answers: dict[bytes, list[bytes]] = {}
         self._recorded: dict[bytes, dict[int, bytes]] = {}
+        self._usages: Counter[bytes] = Counter()
+        self._usage_of: set[Execution] = set()
+        self.spent_usd = Decimal(0)
         self._answered = False
         self._journal: list[JournalRow] = []
         self._state_bytes: bytes | None = None
@@ -117,13 +122,16 @@ class ItemsUnderWay:
                 meta = decode_meta(row.meta)
                 self._failures[row.path] = row.n
                 self._note_delivery(row.path, meta.delivery)
-                self._counted.add((row.path, meta.delivery, meta.worker, meta.started_at, meta.latency_ms))
+                self._counted.add(_execution_of(row.path, meta))
                 if meta.retries == self.row.retries:
                     self._budget_used[row.path] = self._budget_used.get(row.path, 0) + 1
                     last[row.path] = json.loads(row.payload), meta
             elif row.kind == "interrupted":
                 self._questions[row.path] = row.n
                 self._note_delivery(row.path, decode_meta(row.meta).delivery)
+            elif row.kind == "usage":
+                self._usages[row.path] += 1
+                self._usage_of.add(_execution_of(row.path, decode_meta(row.meta)))
             elif row.kind == "recorded":
                 self._recorded.setdefault(row.path, {})[row.n] = row.payload
             elif row.kind == "answer":
@@ -164,6 +172,8 @@ class ItemsUnderWay:
         self._outcomes, self._events, self._failures, self._budget_used = {}, {}, {}, {}
         self._deliveries, self._losses, self._returns = {}, {}, {}
         self._counted.clear()
+        self._usages.clear()
+        self._usage_of.clear()
         self._handled.clear()
         self._questions, self._answers, self._recorded = {}, {}, {}
 
@@ -187,7 +197,7 @@ class ItemsUnderWay:
 
     def next_item(self, full: Collection[Lane]) -> WorkItem | None:
         """The first ready item whose lane is not full, in flight from now on; None: there is none, or enough are in flight."""
-        if len(self.in_flight) >= self.options.in_flight:
+        if len(self.in_flight) >= self.options.in_flight or self.row.status is RunStatus.PAUSED or self.is_over_budget:
             return None
         item = self.ready.take(full)
         if item is None:
@@ -222,7 +232,14 @@ class ItemsUnderWay:
         Of one that is unusable, nothing is taken in.
         """
         item = self._items.get(result.path)
-        if item is None or result.path in self._outcomes or self.row.status is not RunStatus.RUNNING:
+        if item is None or self.row.status is not RunStatus.RUNNING:
+            return Verdict.DROPPED
+        if result.usage is not None:
+            try:
+                self._count_usage(item, decode_usage(result.usage), result)
+            except ValueError as error:
+                return Unusable(f"what it says of its usage cannot be read: {error}")
+        if result.path in self._outcomes:
             return Verdict.DROPPED
         if result.outcome is not None:
             if len(result.outcome) > self.options.max_payload_bytes:
@@ -246,7 +263,7 @@ class ItemsUnderWay:
         if result.question is not None:
             return self._absorb_question(item, *result.question, result)
         assert result.failure is not None
-        execution = (item.path, result.delivery, result.worker, result.started_at, result.latency_ms)
+        execution = _execution_of(item.path, result)
         if execution in self._counted:
             return Verdict.DROPPED
         said = result.failure.error
@@ -389,6 +406,21 @@ class ItemsUnderWay:
         self._to_handle.clear()
         self.frontier = msgspec.structs.replace(self.frontier, items=tuple(items))
 
+    def _count_usage(self, item: WorkItem, usage: list[Usage], result: TaskResult) -> None:
+        """Journal what an execution has used, whatever becomes of its result: it is paid. The same message counts once."""
+        execution = _execution_of(item.path, result)
+        if execution in self._usage_of:
+            return
+        self._usage_of.add(execution)
+        self._usages[item.path] += 1
+        self._note(item, "usage", self._usages[item.path], Used(item.node_id, usage).encoded(), result)
+        self.spent_usd = total([self.spent_usd, *(one.cost for one in usage if one.cost is not None)])
+
+    @property
+    def is_over_budget(self) -> bool:
+        """Whether the run has spent what it may."""
+        return self.options.max_cost_usd is not None and self.spent_usd >= self.options.max_cost_usd
+
     def _note(
         self,
         item: WorkItem,
@@ -401,7 +433,7 @@ class ItemsUnderWay:
         handler: str | None = None,
     ) -> None:
         meta = JournalMeta(
-            attempt=self._failures.get(item.path, 0) + (kind == "done"),
+            attempt=self._failures.get(item.path, 0) + (kind in ("done", "usage")),
             delivery=result.delivery,
             retries=self.row.retries,
             started_at=result.started_at,
@@ -421,3 +453,7 @@ class ItemsUnderWay:
                 meta=meta.encoded(),
             )
         )
+
+
+def _execution_of(path: bytes, of: TaskResult | JournalMeta) -> Execution:
+    return path, of.delivery, of.worker, of.started_at, of.latency_ms

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import msgspec
 
 from lockstep.core.lifecycle import RunStatus
+from lockstep.costs import costs_of
 from lockstep.errors import GraphVersionError, StateError
 from lockstep.graph import CompiledGraph, serving
 from lockstep.history import items_in_place, read_position
@@ -47,6 +48,8 @@ def load(reader: Reader, row: RunRow, graphs: Mapping[str, CompiledGraph], now: 
     if row.graph_hash != graph.hash:
         run.migrate(position.state, position.frontier)
         return run, []
+    if run.options.max_cost_usd is not None:
+        run.spent_usd = costs_of(reader.usage(row.run_id)).cost_usd
     items, journal = items_in_place(reader, row.run_id, position.frontier.items, row.retries)
     frontier = msgspec.structs.replace(position.frontier, items=tuple(items))
     rows = itertools.chain.from_iterable(journal.values())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from lockstep.core.migration import migrate
 from lockstep.core.records import Frontier, Write
 from lockstep.core.state import State
 from lockstep.core.superstep import Step, advance, begin
+from lockstep.costs import as_text, total
 from lockstep.errors import GraphVersionError, LockstepError, RunCancelledError, text_of
 from lockstep.graph import CompiledGraph
 from lockstep.interrupts import question_id
@@ -42,6 +44,7 @@ class ActiveRun(ItemsUnderWay):
         self._migrated: Step | None = None
         self._consumed: list[str] = []
         self._revived = False
+        self._unpaused = False
         self._patch_bytes = 0
         self._snapshot_bytes = 0
 
@@ -89,6 +92,11 @@ class ActiveRun(ItemsUnderWay):
                 self.fail(RunCancelledError(f"run {self.run_id} was cancelled: {reason}", run_id=self.run_id, reason=reason))
             case "resume" if self.row.status in (RunStatus.RUNNING, RunStatus.INTERRUPTED):
                 self._answer(json.loads(command.payload))
+            case "unpause" if self.row.status is RunStatus.PAUSED:
+                self._unpaused = True
+                given = decode_options(json.loads(command.payload))
+                allowed = total([self.spent_usd, self.options.max_cost_usd or Decimal(0)])
+                self.options = self.options.overridden(Options(max_cost_usd=allowed)).overridden(given)
             case "retry" if self.row.status is RunStatus.FAILED:
                 self._revived = True
                 self.options = self.options.overridden(decode_options(json.loads(command.payload)))
@@ -105,6 +113,8 @@ class ActiveRun(ItemsUnderWay):
             return msgspec.structs.replace(common, update=msgspec.structs.replace(update, revives=True)), None
         if self.row.status in FINISHED:
             return common, None
+        if self._unpaused:
+            return self._go_on_after_pause(common), None
         self._let_handlers_stand_in()
         error = self._fatal or self._first_dead()
         try:
@@ -123,7 +133,10 @@ class ActiveRun(ItemsUnderWay):
             return msgspec.structs.replace(common, update=update, events=(self._end_event(status, located),)), None
         if step is None:
             return self._waiting(common), None
-        status = RunStatus.SUCCEEDED if step.done else RunStatus.RUNNING
+        status = RunStatus.SUCCEEDED if step.done else RunStatus.PAUSED if self.is_over_budget else RunStatus.RUNNING
+        events = self._events_in_order()
+        if status is RunStatus.PAUSED:
+            events += (self._pause_event(len(events), step.step_id),)
         pinned = self.graph.hash if self.graph.hash != self.row.graph_hash else None
         return (
             Transition(
@@ -140,17 +153,31 @@ class ActiveRun(ItemsUnderWay):
                 ),
                 snapshot=self._snapshot_if_due(step),
                 update=msgspec.structs.replace(self._update(status, step=step), graph_hash=pinned),
-                events=self._events_in_order(),
+                events=events,
             ),
             step,
         )
 
+    def _go_on_after_pause(self, common: Transition) -> Transition:
+        self._unpaused = False
+        status = RunStatus.PAUSED if self.is_over_budget else RunStatus.RUNNING
+        update = msgspec.structs.replace(self._update(status), options=canonical_bytes(encode_options(self.options)))
+        return msgspec.structs.replace(common, update=update)
+
+    def _pause_event(self, position: int, step_id: int) -> Event:
+        """What says that the run has spent what it may."""
+        said = {"max_cost_usd": as_text(self.options.max_cost_usd or Decimal(0)), "spent_usd": as_text(self.spent_usd)}
+        return self._event(position, step_id, "", f"{ENGINE_EVENTS}paused", said)
+
     def _waiting(self, common: Transition) -> Transition:
         """The transition of a run whose step goes on: its status says whether it waits for people alone."""
         answered, self._answered = self._answered, False
-        if self.row.status is RunStatus.INTERRUPTED and answered:
+        if self.row.status is RunStatus.INTERRUPTED and answered and not self.is_over_budget:
             return msgspec.structs.replace(common, update=self._update(RunStatus.RUNNING))
         waits = bool(self._questions) and len(self._outcomes) + len(self._questions) == len(self._items)
+        if self.is_over_budget and not waits and not self.in_flight and (self.row.status is RunStatus.RUNNING or answered):
+            event = self._pause_event(0, self.row.step_id)
+            return msgspec.structs.replace(common, update=self._update(RunStatus.PAUSED), events=(event,))
         if self.row.status is not RunStatus.RUNNING or not waits:
             return common
         asked = [

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lockstep.core.ordering import END, START
 from lockstep.core.policy import ConflictPolicy, RetryPolicy
+from lockstep.costs import Costs, Usage
 from lockstep.errors import (
     ArchiveError,
     BackpressureError,
@@ -45,6 +46,8 @@ from lockstep.options import (
     with_queue_depth,
 )
 from lockstep.ports import Context, Observer
+from lockstep.prices import PRICES, Price, PriceBook
+from lockstep.providers import usage_of
 from lockstep.records import PublishedEvent
 
 if TYPE_CHECKING:
@@ -73,6 +76,7 @@ else:
 
 __all__ = [
     "END",
+    "PRICES",
     "START",
     "ArchiveError",
     "BackpressureError",
@@ -84,6 +88,7 @@ __all__ = [
     "ConflictError",
     "ConflictPolicy",
     "Context",
+    "Costs",
     "Engine",
     "Graph",
     "GraphVersionError",
@@ -97,6 +102,8 @@ __all__ = [
     "Options",
     "Overwrite",
     "PoisonError",
+    "Price",
+    "PriceBook",
     "PublishError",
     "PublishedEvent",
     "ReducerError",
@@ -117,9 +124,11 @@ __all__ = [
     "StreamEvent",
     "TaskRecord",
     "UnknownGraphError",
+    "Usage",
     "WaitTimeoutError",
     "add_messages",
     "interrupt",
+    "usage_of",
     "with_conflict_policy",
     "with_default_timeout",
     "with_max_concurrent",

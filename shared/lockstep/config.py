@@ -33,7 +33,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     `graphs` are MODULE:NAME references. `namespace` begins the name of every Redis key. `metrics_port` None is the role's own
     port, and 0 none at all. `sinks` are where relays publish events to, see `lockstep.sinks`.
     `retention` is how long coordinators keep finished runs. `signing_keys` sign what goes over Redis: the first signs, all are
-    accepted.
+    accepted. `prices` is where the prices of models come from: MODULE:NAME, or a JSON file.
     """
 
     store_url: str = DEFAULT_STORE_URL
@@ -45,6 +45,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     webhook_secret: str | None = None
     retention: Retentions = Retentions(Retention(max_age_seconds=DEFAULT_RETENTION_SECONDS))
     signing_keys: tuple[str, ...] = ()
+    prices: str | None = None
 
     def __repr__(self) -> str:
         """Without secrets: this may end in a log."""
@@ -64,6 +65,7 @@ VARIABLES = {
     "LOCKSTEP_WEBHOOK_SECRET": "webhook_secret",
     "LOCKSTEP_RETENTION": "retention",
     "LOCKSTEP_SIGNING_KEY": "signing_keys",
+    "LOCKSTEP_PRICES": "prices",
 }
 """The variables that are read, and the setting that each one gives."""
 
@@ -97,6 +99,7 @@ def read_settings(
         sinks=tuple(sinks) or _listed(env.get("LOCKSTEP_SINKS", "")),
         webhook_secret=env.get("LOCKSTEP_WEBHOOK_SECRET") or None,
         signing_keys=_signing_keys(env.get("LOCKSTEP_SIGNING_KEY", "")),
+        prices=env.get("LOCKSTEP_PRICES") or None,
         retention=retentions_of(retention or env.get("LOCKSTEP_RETENTION") or DEFAULT_RETENTION),
     )
 

@@ -13,6 +13,7 @@ from lockstep.errors import ConfigurationError, GraphVersionError, LockstepError
 from lockstep.graph import CompiledGraph, serving
 from lockstep.options import Options
 from lockstep.ports import Reader, Store
+from lockstep.prices import PRICES, Pricing
 from lockstep.records import Command, RunRow
 from lockstep.replay import replay_run
 from lockstep.run import ReplayReport
@@ -32,7 +33,7 @@ CAUSES_KEPT = 1000
 class Embedded:
     """The running parts of an engine. Also the `Backend` of its Runs, and the `LoopObserver` of its coordinator."""
 
-    def __init__(self, url: str, graphs: dict[str, CompiledGraph], options: Options) -> None:
+    def __init__(self, url: str, graphs: dict[str, CompiledGraph], options: Options, pricing: Pricing = PRICES) -> None:
         self._graphs = graphs
         self._subscribers: dict[str, list[tuple[Callable[[], None], bool]]] = {}
         self._stuck: dict[str, LockstepError] = {}
@@ -44,7 +45,7 @@ class Embedded:
         self._lease = LeaseKeeper(self.store, on_loss=self._lose_lease)
         self.lease_id = self._lease.lease_id
         broker = InProcessBroker(options.queue_depth)
-        self.executor = Executor(graphs, options.slots, "embedded", broker.take, broker.deliver)
+        self.executor = Executor(graphs, options.slots, "embedded", broker.take, broker.deliver, pricing)
         broker.connect(self.executor.pump, self.executor.cancel)
         self.coordinator = Coordinator(self.store, broker, self.lease_id, graphs, observer=self)
         self._thread = threading.Thread(target=self.coordinator.run, name="lockstep-coordinator", daemon=True)

@@ -19,6 +19,7 @@ from lockstep.errors import (
 )
 from lockstep.graph import CompiledGraph, Graph
 from lockstep.options import Options, With, combine, encode_options
+from lockstep.prices import PRICES, Pricing
 from lockstep.records import NewRun, RunRow
 from lockstep.run import Run, StreamEvent, StreamMode, check_modes, runs_of
 from lockstep.schema import values_of
@@ -31,6 +32,7 @@ class Engine:
     `graph` is a Graph or several; `store` is memory://, sqlite:///path, postgresql+psycopg://... or mysql+pymysql://... Options
     come as `with_*()` settings, as one Options object, or both. The engine starts on first use and is a context manager;
     without `with` it ends with the process. Unfinished runs of an engine that died wait in the store for `recover()`.
+    `prices` says what calls to models cost: a PriceBook, or a function of yours.
 
     Raises ConfigurationError for a graph or option that is wrong; StoreUnavailableError on first use.
     """
@@ -41,6 +43,7 @@ class Engine:
         store: str = "memory://",
         *settings: With,
         options: Options | None = None,
+        prices: Pricing = PRICES,
     ) -> None:
         graphs = [graph] if isinstance(graph, Graph) else list(graph)
         self._by_name = {compiled.name: compiled for compiled in (g.compile() for g in graphs)}
@@ -49,6 +52,7 @@ class Engine:
         self._by_hash = {compiled.hash: compiled for compiled in self._by_name.values()}
         self._options = combine(options, settings)
         self._url = store
+        self._pricing = prices
         self._lock = threading.Lock()
         self._parts: Embedded | None = None
         self._closed = False
@@ -65,7 +69,7 @@ class Engine:
             if self._closed:
                 raise ConfigurationError("this engine is closed; make a new one", option="engine")
             if self._parts is None:
-                self._parts = Embedded(self._url, self._by_hash, self._options)
+                self._parts = Embedded(self._url, self._by_hash, self._options, self._pricing)
                 # For an engine that nobody closes: when it is no longer used, or when the process ends, which must not wait.
                 weakref.finalize(self, self._parts.close, drain_seconds=0.0)
             return self._parts

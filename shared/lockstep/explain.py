@@ -116,6 +116,9 @@ def _findings(row: RunRow, owner: str | None, items: Sequence[ItemExplanation], 
     findings = []
     if asked := [item.where for item in items if item.state == "answer"]:
         findings.append(f"it waits for answers to {', '.join(map(str, asked))}: lockstep resume {row.run_id} --answer ...")
+    if row.status is RunStatus.PAUSED:
+        findings.append(f"it has spent its max_cost_usd: lockstep resume {row.run_id} --max-cost-usd USD")
+        return findings
     if owner is None:
         findings.append(f"nobody owns its partition {row.partition_id}: start `lockstep coordinator`")
     elif row.status is RunStatus.PENDING:

@@ -14,6 +14,7 @@ from lockstep.core.migration import MIGRATION, is_migration, migration_path
 from lockstep.core.ordering import ROOT_PATH, order_key_of
 from lockstep.core.records import Frontier, WorkItem, Write
 from lockstep.core.state import State, apply_patches
+from lockstep.costs import Usage, used_of
 from lockstep.errors import StateError
 from lockstep.interrupts import Interrupt, open_question, question_id
 from lockstep.ports import Reader
@@ -31,7 +32,8 @@ class TaskRecord:
     `delta` maps the fields that the node wrote to their JSON values. `targets` are the nodes that its Command and routers
     named, in index order; static edges are the graph's. `error` is the last failure of an item that failed. `started_at` is in
     milliseconds since 1970, by the worker's clock. The record of an error handler has the handler's name as `node_id`; the node
-    that failed, in whose place it ran, is `stands_for`, its item the parent, and its last failure the `error`.
+    that failed, in whose place it ran, is `stands_for`, its item the parent, and its last failure the `error`. `usage` is what
+    calls to models have used, those of attempts that failed included.
     """
 
     node_id: str
@@ -49,6 +51,7 @@ class TaskRecord:
     latency_ms: float
     worker: str
     stands_for: str | None = None
+    usage: list[Usage] = dataclasses.field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +153,7 @@ def task_record(item: WorkItem, journal: Mapping[bytes, Sequence[JournalRow]]) -
         latency_ms=meta.latency_ms,
         worker=meta.worker,
         stands_for=item.stands_for,
+        usage=[usage for used in used_of(rows) for usage in used.calls],
     )
 
 

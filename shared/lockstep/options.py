@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 
 from lockstep.core.canonical import INT_MAX, INT_MIN
 from lockstep.core.policy import ConflictPolicy, RetryPolicy
+from lockstep.costs import dollars
 from lockstep.errors import ConfigurationError
 
 
@@ -45,10 +47,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """The seed of `ctx.rng`; None: derived from the run_id."""
     max_payload_bytes: int = 4 * 1024 * 1024
     """Canonical bytes of an input, of a Send's payload, and of all that one node returns, each."""
+    max_cost_usd: Decimal | None = None
+    """What the run's calls to models may cost, in US dollars; once that is spent, it pauses. Text and numbers will do, too."""
     fail_fast: bool = True
     """True: the first item that fails for good ends the run. False: its siblings finish, and are kept, before the run fails."""
 
     def __post_init__(self) -> None:
+        if self.max_cost_usd is not None:
+            msgspec.structs.force_setattr(self, "max_cost_usd", dollars(self.max_cost_usd, "max_cost_usd"))
         rules: tuple[tuple[str, str, type, Callable[[Any], bool] | None], ...] = (
             ("max_concurrent", "an integer of at least 1", int, lambda v: v >= 1),
             ("queue_depth", "an integer of at least 1", int, lambda v: v >= 1),

@@ -6,6 +6,7 @@ A method of a store is one whole operation and one transaction. Times are millis
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lockstep.core.lifecycle import RunStatus
@@ -65,6 +66,9 @@ class Reader(Protocol):
 
     def journal(self, run_id: str, paths: Collection[bytes]) -> list[JournalRow]:
         """All journal rows of these work items, ascending by (path, kind, n)."""
+
+    def usage(self, run_id: str) -> list[JournalRow]:
+        """The run's journal rows of kind `usage`, ascending by (step_id, path, n)."""
 
     def events(self, run_id: str, after_sequence: int = 0) -> list[Event]:
         """The run's outbox events with a sequence above the given one, in order."""
@@ -377,6 +381,22 @@ class Context(Protocol):
         `request` says what is asked (JSON); in a replay it must be the same, else ReplayMismatchError. What is returned is
         JSON, as a copy; an exception is recorded, too. A node that runs again because its question was answered gets what was
         recorded before it asked. Raises StateError for a request or response that is not JSON.
+        """
+
+    def llm_usage(
+        self,
+        model: str,
+        tokens_in: int | None,
+        tokens_out: int | None,
+        *,
+        tokens_cached: int = 0,
+        tokens_cache_written: int = 0,
+        cost_usd: Decimal | str | int | None = None,
+    ) -> None:
+        """Report what a call to a model has used: it is journalled with this execution, also if that fails, see `Run.costs`.
+
+        `tokens_in` counts all of the input, the cached parts included; None: the provider did not say. `usage_of(reply)` reads
+        the arguments from a reply. `cost_usd` is for whoever knows the cost; else the price book says it. Raises StateError.
         """
 
     def emit(self, type: str, data: Any = None) -> None:

@@ -382,8 +382,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
     """What came of a task: an `outcome` (see `encode_outcome`), a `failure`, or a `question`: its number and canonical bytes.
 
-    `calls` are those that were made before the question. `cause` is the exception itself, which only an engine in the same
-    process can hand on.
+    `calls` are those that were made before the question, `usage` what models have used, see `encode_usage`. `cause` is the
+    exception itself, which only an engine in the same process can hand on.
     """
 
     run_id: str
@@ -393,6 +393,7 @@ class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
     failure: Failure | None = None
     question: tuple[int, bytes] | None = None
     calls: bytes | None = None
+    usage: bytes | None = None
     started_at: int = 0
     latency_ms: float = 0.0
     worker: str = ""

@@ -156,7 +156,7 @@ class Replay:
         loans: list[Loan] = []
 
         def isolated(spec: NodeSpec, argument: Any) -> Any:
-            returned = self._children.call(spec, argument, task, loans.append, replays=True)
+            returned = self._children.call(spec, argument, task, loans.append, context.usage, replays=True)
             context.events += returned.events
             context.recorder.adopt(returned.begun, returned.calls)
             return returned.value

@@ -17,7 +17,9 @@ from lockstep.core.canonical import canonical_bytes
 from lockstep.core.lifecycle import FINISHED, SETTLED, RunStatus
 from lockstep.core.merge import Schema
 from lockstep.core.state import State
+from lockstep.costs import Costs, as_text, costs_of
 from lockstep.errors import (
+    BudgetExceededError,
     ConfigurationError,
     LockstepError,
     RunInterruptedError,
@@ -26,7 +28,7 @@ from lockstep.errors import (
 )
 from lockstep.history import STEPS_PER_READ, StepRecord, read_history, read_interrupts, read_state
 from lockstep.interrupts import Interrupt, answers_for
-from lockstep.options import DEFAULTS, Options, encode_options
+from lockstep.options import DEFAULTS, Options, decode_options, encode_options
 from lockstep.ports import Reader
 from lockstep.records import Command, RunRow
 
@@ -140,7 +142,8 @@ class Run:
         """The final state, once the run has succeeded; waits for its end.
 
         Raises what failed the run: NodeFailedError, with the node's exception as its `__cause__` where that was raised in this
-        process, or another LockstepError; RunCancelledError, RunInterruptedError; WaitTimeoutError after `timeout_seconds`.
+        process, or another LockstepError; RunCancelledError, RunInterruptedError; BudgetExceededError for one that is paused;
+        WaitTimeoutError after `timeout_seconds`.
         """
         changed = threading.Event()
         unsubscribe = self.backend.subscribe(self.run_id, changed.set, each_step=False)
@@ -194,7 +197,11 @@ class Run:
     def _result_of(self, row: RunRow) -> dict[str, Any]:
         if row.status is RunStatus.SUCCEEDED:
             return self.typed(row, read_state(self.backend.reader, self.run_id, row.step_id))
-        if row.status in (RunStatus.INTERRUPTED, RunStatus.PAUSED):
+        if row.status is RunStatus.PAUSED:
+            spent, bound = as_text(self.costs().cost_usd), decode_options(json.loads(row.options)).max_cost_usd
+            text = f"run {self.run_id} is paused: it has spent {spent} USD, and max_cost_usd is {bound}; go on with resume()"
+            raise BudgetExceededError(text, run_id=self.run_id, max_cost_usd=str(bound))
+        if row.status is RunStatus.INTERRUPTED:
             asked = [dataclasses.asdict(one) for one in self.interrupts()]
             text = f"run {self.run_id} is {row.status}; answer what it asks with resume(): {asked}"
             raise RunInterruptedError(text, run_id=self.run_id, interrupts=asked)
@@ -285,13 +292,19 @@ class Run:
         """`interrupts` without blocking the event loop."""
         return await asyncio.to_thread(self.interrupts)
 
-    def resume(self, answer: Any = None) -> None:
+    def resume(self, answer: Any = None, *, options: Options | None = None) -> None:
         """Answer what the run's nodes ask: any value if it is one question, else a dict of values by the ids of `interrupts`.
 
-        Only the nodes whose questions are answered run again, each from its top. Raises ConfigurationError if nothing is asked,
-        or several things are and the answer does not say which; StateError for what is no JSON.
+        Only the nodes whose questions are answered run again, each from its top. A run that is paused because it has spent its
+        max_cost_usd goes on with `options`, in which that is the new bound for the whole run; by default, it may spend as much
+        again. Raises ConfigurationError if nothing is asked, or several things are and the answer does not say which;
+        StateError for what is no JSON.
         """
         row = self.row()
+        if row.status is RunStatus.PAUSED:
+            self._changing_version = row.version
+            self._command("unpause", encode_options(DEFAULTS.overridden(options)))
+            return
         pending = self.interrupts()
         if not pending:
             raise ConfigurationError(
@@ -304,9 +317,17 @@ class Run:
             self._changing_version = row.version
         self._command("resume", answers)
 
-    async def aresume(self, answer: Any = None) -> None:
+    async def aresume(self, answer: Any = None, *, options: Options | None = None) -> None:
         """`resume` without blocking the event loop."""
-        await asyncio.to_thread(self.resume, answer)
+        await asyncio.to_thread(self.resume, answer, options=options)
+
+    def costs(self) -> Costs:
+        """What the run's calls to models have used and cost until now, see `Context.llm_usage`: whole, by node and by model."""
+        return costs_of(self.backend.reader.usage(self.run_id))
+
+    async def acosts(self) -> Costs:
+        """`costs` without blocking the event loop."""
+        return await asyncio.to_thread(self.costs)
 
     def replay(self) -> ReplayReport:
         """Execute the run's nodes again, as journalled, and compare all that they do; nothing is stored, and no call is made.

@@ -255,6 +255,7 @@ class ResultMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     asked: Count | None = None
     question: Raw | UnsetType = UNSET
     calls: Raw | UnsetType = UNSET
+    usage: Raw | UnsetType = UNSET
 
     def message(self) -> TaskResult | HandedBack:
         """The result as the coordinator takes it."""
@@ -268,6 +269,7 @@ class ResultMessage(msgspec.Struct, frozen=True, omit_defaults=True):
             failure=self.failure,
             question=None if self.asked is None or self.question is UNSET else (self.asked, bytes(self.question)),
             calls=None if self.calls is UNSET else bytes(self.calls),
+            usage=None if self.usage is UNSET else bytes(self.usage),
             started_at=self.started_at,
             latency_ms=self.latency_ms,
             worker=self.worker,
@@ -303,4 +305,5 @@ def _result_message(result: TaskResult | HandedBack) -> ResultMessage:
         None if result.question is None else result.question[0],
         UNSET if result.question is None else Raw(result.question[1]),
         UNSET if result.calls is None else Raw(result.calls),
+        UNSET if result.usage is None else Raw(result.usage),
     )

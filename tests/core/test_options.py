@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ ALL_CHANGED = Options(
     deadline_seconds=3.5,
     seed=-4,
     max_payload_bytes=100,
+    max_cost_usd=Decimal("0.10"),
     fail_fast=False,
 )
 

@@ -31,7 +31,15 @@ PATIENCE_SECONDS = 60.0
 COMMAND = [sys.executable, "-c", "from lockstep.cli import main; main(prog_name='lockstep')"]
 FLOWS = Path(__file__).parent / "flows.py"
 AUDIT = Path(__file__).parents[2] / "docs" / "examples" / "audit.py"
-GRAPHS = (f"{FLOWS}:chain", f"{FLOWS}:fan", f"{FLOWS}:ends", f"{FLOWS}:told", f"{FLOWS}:asks", f"{AUDIT}:graph")
+GRAPHS = (
+    f"{FLOWS}:chain",
+    f"{FLOWS}:fan",
+    f"{FLOWS}:ends",
+    f"{FLOWS}:told",
+    f"{FLOWS}:asks",
+    f"{FLOWS}:pays",
+    f"{AUDIT}:graph",
+)
 
 Process = subprocess.Popen[bytes]
 Figure = Callable[[str, object], None]

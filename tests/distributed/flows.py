@@ -245,3 +245,14 @@ asks.add_edge(START, "ask").add_edge(START, "ask_apart")
 asks.add_conditional_edges(
     START, lambda state: [Send("beside", {"n": n, "ledger": state["ledger"]}) for n in range(5)], ["beside"]
 )
+
+
+pays = Graph(State, name="pays")
+
+
+def pay(state: State, ctx: Context) -> dict[str, Any]:
+    ctx.llm_usage("model of ours", 1_000_000, 0)
+    return {"n": state.get("n", 0) + 1}
+
+
+pays.add_sequence([(f"pay{number}", pay) for number in range(4)]).add_edge(START, "pay0")

@@ -192,14 +192,14 @@ def test_a_kill_that_comes_too_late_hits_nobody_else() -> None:
     spec = single(apid).compile().nodes["apid"]
     one = task("one", node_id="apid")
     with closing(children):
-        first = children.call(spec, {}, one, loans.append).value
+        first = children.call(spec, {}, one, loans.append, []).value
         # when the first one is killed, then the process lives, and takes the next call
         loans[0].kill()
-        assert children.call(spec, {}, one, loans.append).value == first
+        assert children.call(spec, {}, one, loans.append, []).value == first
         # and when a call under way is killed, then the process is not used again
         with pytest.raises(NodeFailedError, match="killed by SIGKILL"):
-            children.call(single(hangs).compile().nodes["hangs"], {"folder": "/tmp"}, one, lambda loan: loan.kill())
-        assert children.call(spec, {}, one, loans.append).value != first
+            children.call(single(hangs).compile().nodes["hangs"], {"folder": "/tmp"}, one, lambda loan: loan.kill(), [])
+        assert children.call(spec, {}, one, loans.append, []).value != first
 
 
 SCRIPT = """

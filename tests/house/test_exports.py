@@ -26,8 +26,9 @@ PUBLIC = {
         "PublishedEvent",
     ),
     *("RetryPolicy", "ConflictPolicy"),
-    *("Engine", "Client", "Run", "Interrupt", "ReplayReport", "StreamEvent", "StepRecord", "TaskRecord"),
+    *("Engine", "Client", "Run", "Costs", "Interrupt", "ReplayReport", "StreamEvent", "StepRecord", "TaskRecord"),
     *("Options", "with_max_concurrent", "with_queue_depth", "with_default_timeout", "with_conflict_policy"),
+    *("PRICES", "Price", "PriceBook", "Usage", "usage_of"),
     *ERRORS,
 }
 

@@ -19,8 +19,9 @@ from tests.simulation.network import Claimed, Network, SimulatedBroker, key_of
 from lockstep.core.frontier import decode_frontier
 from lockstep.core.lifecycle import FINISHED, RunStatus
 from lockstep.core.ordering import shard_of
+from lockstep.costs import Usage, encode_usage, used_of
 from lockstep.errors import LockstepError, StoreUnavailableError
-from lockstep.history import items_in_place
+from lockstep.history import is_done, items_in_place
 from lockstep.records import Command, CommitOutcome, Committed, NewRun, PublishedEvent, StepRow, Task, TaskResult, Transition
 from lockstep.store.memory import MemoryStore
 from lockstep.store.sharing import partition_ranges
@@ -334,7 +335,8 @@ class World:
             self._failures[task.run_id, task.path] += 1
         started_at = self.clock.milliseconds()
         key = {"run_id": task.run_id, "path": task.path, "delivery": task.delivery}
-        result = TaskResult(**key, worker=worker, started_at=started_at, **given)
+        usage = encode_usage([Usage("m", 1, 1, cost_usd=str(self.counts["executions"]))])
+        result = TaskResult(**key, worker=worker, started_at=started_at, usage=usage, **given)
         self._results.append((task.partition_id, result))
         self.network.send(task.partition_id, result)
 
@@ -418,6 +420,12 @@ class World:
         for what in self._wrong():
             raise Violation(what)
 
+    def _results_of(self, run_id: str) -> Iterator[set[bytes]]:
+        """The paths of the items that have a result, step by step."""
+        for step in self.store.steps(run_id, 0, 10_000):
+            items, journal = items_in_place(self.store, run_id, decode_frontier(step.frontier, step.step_id).items)
+            yield {item.path for item in items if is_done(journal.get(item.path, ()))}
+
     def _is_quiet(self) -> bool:
         ended = all(row.status in FINISHED - {RunStatus.FAILED} for row in self.store.find_runs())
         return ended and not self.store.outbox.waiting(SINK)
@@ -434,6 +442,12 @@ class World:
             published = [event.event_id for event in self._published.get(row.run_id, [])]
             if list(dict.fromkeys(published)) != stored:
                 yield f"{row.run_id}: of the events {stored}, {published} were published"
+            used = [usage.cost_usd for used in used_of(self.store.usage(row.run_id)) for usage in used.calls]
+            if len(used) > len(set(used)):
+                yield f"{row.run_id}: what an execution has used is counted twice"
+            results = {path for items in self._results_of(row.run_id) for path in items}
+            if len({entry.path for entry in self.store.usage(row.run_id)} & results) < len(results):
+                yield f"{row.run_id}: what the execution of a result has used is not counted"
         for (run_id, path), failures in self._failures.items():
             journalled = [entry for entry in self.store.journal(run_id, [path]) if entry.kind == "failed"]
             if len(journalled) > failures:

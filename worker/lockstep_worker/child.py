@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from lockstep.core.records import Failure
+from lockstep.costs import Usage
 from lockstep.interrupts import ASKS, Question
 from lockstep.recording import Call as RecordedCall
 from lockstep.records import Task
@@ -58,6 +59,7 @@ class Returned(msgspec.Struct, frozen=True):
     events: list[EmittedEvent]
     begun: int
     calls: list[RecordedCall]
+    usage: list[Usage]
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -66,6 +68,7 @@ class Asked(msgspec.Struct, frozen=True):
     number: int
     value: bytes
     calls: bytes | None
+    usage: list[Usage]
 
 
 class Raised(msgspec.Struct, frozen=True):
@@ -73,6 +76,7 @@ class Raised(msgspec.Struct, frozen=True):
 
     failure: Failure
     error: BaseException | None
+    usage: list[Usage]
 
 
 def where_is(function: Any) -> Where:
@@ -127,16 +131,16 @@ def answer(call: Call) -> bytes:
         value = function(argument, context) if call.takes_context else function(argument)
         if inspect.isawaitable(value):
             value = asyncio.run(_awaited(value))
-        return pickle.dumps(Returned(value, context.events, context.recorder.begun, context.recorder.made))
+        return pickle.dumps(Returned(value, context.events, context.recorder.begun, context.recorder.made, context.usage))
     except Question as question:
-        return pickle.dumps(Asked(question.number, question.value, question.calls))
+        return pickle.dumps(Asked(question.number, question.value, question.calls, context.usage))
     except BaseException as error:  # also SystemExit: the next node may find this process as it was
         failure = failure_of(error, call.task)
         try:
-            pickled = pickle.dumps(Raised(failure, error))
+            pickled = pickle.dumps(Raised(failure, error, context.usage))
             pickle.loads(pickled)  # Some exceptions can be pickled, and not read again.
         except Exception:
-            return pickle.dumps(Raised(failure, None))
+            return pickle.dumps(Raised(failure, None, context.usage))
         return pickled
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from decimal import Decimal
 from functools import cached_property
 from random import Random
 from typing import Any
@@ -12,6 +13,7 @@ import structlog
 
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.ordering import item_key_of, item_seed_of
+from lockstep.costs import Usage, checked_usage
 from lockstep.errors import LockstepError, StateError
 from lockstep.interrupts import Question
 from lockstep.recording import Call, decode_calls, encode_calls
@@ -32,6 +34,7 @@ class NodeContext:
         self.attempt = task.attempt
         self.delivery = task.delivery
         self.events: list[EmittedEvent] = []
+        self.usage: list[Usage] = []
         self.cancelled = False
         self._asked = 0
 
@@ -74,6 +77,18 @@ class NodeContext:
         if "recorder" not in self.__dict__ and not self._task.recorded:
             return []
         return self.recorder.end()
+
+    def llm_usage(
+        self,
+        model: str,
+        tokens_in: int | None,
+        tokens_out: int | None,
+        *,
+        tokens_cached: int = 0,
+        tokens_cache_written: int = 0,
+        cost_usd: Decimal | str | int | None = None,
+    ) -> None:
+        self.usage.append(checked_usage(model, tokens_in, tokens_out, tokens_cached, tokens_cache_written, cost_usd))
 
     def ask(self, value: Any) -> Any:
         """See `lockstep.interrupt`."""

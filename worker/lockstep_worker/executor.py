@@ -14,9 +14,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lockstep.core.records import Failure
+from lockstep.costs import encode_usage
 from lockstep.errors import GraphVersionError
 from lockstep.graph import CompiledGraph, NodeSpec
 from lockstep.interrupts import Question
+from lockstep.prices import PRICES, Pricing, priced
 from lockstep.records import HandedBack, Task, TaskResult
 from lockstep_worker.context import NodeContext
 from lockstep_worker.execute import Isolated, execute, failure_of, timeout_of, without_loop
@@ -60,7 +62,8 @@ class Running:
 class Executor:
     """Runs the tasks that `take` yields and hands their results to `deliver`.
 
-    `graphs` are the loaded graphs by hash, `slots` how many tasks run at a time, `name` what results call this worker.
+    `graphs` are the loaded graphs by hash, `slots` how many tasks run at a time, `name` what results call this worker;
+    `pricing` says what calls to models cost.
     `take` returns None when no task waits; it and `deliver` are called from several threads.
     """
 
@@ -71,12 +74,14 @@ class Executor:
         name: str,
         take: Callable[[], Task | None],
         deliver: Callable[[TaskResult | HandedBack], None],
+        pricing: Pricing = PRICES,
     ) -> None:
         self._graphs = graphs
         self._slots = slots
         self._name = name
         self._take = take
         self._deliver = deliver
+        self._pricing = pricing
         self._lock = threading.Lock()
         self._running: set[Running] = set()
         self._closed = False
@@ -172,7 +177,7 @@ class Executor:
                 if running.context.cancelled:
                     child.kill()
 
-            returned = self._children.call(spec, argument, running.task, started)
+            returned = self._children.call(spec, argument, running.task, started, running.context.usage)
             running.context.events += returned.events
             if returned.begun:
                 running.context.recorder.adopt(returned.begun, returned.calls)
@@ -198,6 +203,7 @@ class Executor:
         if handed_back is not None:
             self._deliver(running.task.handed_back(handed_back))
             return True
+        usage = [priced(one, self._pricing) for one in running.context.usage]
         self._deliver(
             TaskResult(
                 run_id=running.task.run_id,
@@ -207,6 +213,7 @@ class Executor:
                 failure=failure,
                 question=question,
                 calls=calls,
+                usage=encode_usage(usage) if usage else None,
                 cause=cause,
                 started_at=running.started_at,
                 latency_ms=round((time.perf_counter() - running.started) * 1000, 3),

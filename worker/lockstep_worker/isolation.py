@@ -14,6 +14,7 @@ from typing import Any
 
 from lockstep.config import environment_without_settings
 from lockstep.core.records import Failure
+from lockstep.costs import Usage
 from lockstep.errors import ConfigurationError, NodeFailedError, StateError, text_of
 from lockstep.graph import NodeSpec
 from lockstep.interrupts import Question
@@ -109,9 +110,16 @@ class Children:
         self._closed = False
 
     def call(
-        self, spec: NodeSpec, argument: Any, task: Task, started: Callable[[Loan], None], *, replays: bool = False
+        self,
+        spec: NodeSpec,
+        argument: Any,
+        task: Task,
+        started: Callable[[Loan], None],
+        usage: list[Usage],
+        *,
+        replays: bool = False,
     ) -> Returned:
-        """What a node returns; `started` is told what to kill if it takes too long.
+        """What a node returns; `started` is told what to kill if it takes too long, `usage` gets what models have used.
 
         Raises NodeRaised for what it raises, and NodeFailedError if it ends its process.
         """
@@ -124,6 +132,7 @@ class Children:
         finally:
             loan.end()
             self._release(child)
+        usage += answer.usage
         if isinstance(answer, Asked):
             raise Question(answer.number, answer.value, answer.calls)
         if isinstance(answer, Raised):

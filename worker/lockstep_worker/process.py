@@ -28,6 +28,7 @@ from lockstep.broker.presence import WorkerInfo
 from lockstep.broker.signing import Signer
 from lockstep.broker.worker import ClaimedJob, WorkerLink
 from lockstep.graph import CompiledGraph
+from lockstep.prices import PRICES, Pricing
 from lockstep.records import HandedBack, Task, TaskResult
 from lockstep_worker.claims import Claims
 from lockstep_worker.executor import Executor
@@ -70,6 +71,7 @@ class WorkerProcess:
         slots: int,
         drain_seconds: float,
         signing_keys: Sequence[str] = (),
+        pricing: Pricing = PRICES,
     ) -> None:
         name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.info = WorkerInfo(
@@ -87,7 +89,7 @@ class WorkerProcess:
         self._rq_connection = connect(url)
         check_server(self._rq_connection, url)
         self.claims = Claims(lambda: slots - self.executor.running)
-        self.executor = Executor(graphs, slots, name, self.claims.take, self._answer)
+        self.executor = Executor(graphs, slots, name, self.claims.take, self._answer, pricing)
         self.sender = ResultSender(self.link, lambda: self.link.reclaim(self.claims.described()), self.fail)
 
     def run(self) -> None:

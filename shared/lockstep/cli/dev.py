@@ -7,7 +7,7 @@ from contextlib import closing
 import click
 
 from lockstep.broker.inprocess import InProcessBroker
-from lockstep.cli.load import load_graphs
+from lockstep.cli.load import load_graphs, load_prices
 from lockstep.cli.options import sinks_option, store_option
 from lockstep.cli.relay import relay_beside
 from lockstep.cli.serving import run_until_signalled
@@ -34,7 +34,7 @@ def dev(graphs: tuple[str, ...], concurrency: int, store: str | None, sinks: tup
         raise ConfigurationError("memory:// is one process's own; use sqlite:///path", option="store")
     loaded = {graph.hash: graph for graph in load_graphs(settings.graphs)}
     broker = InProcessBroker(DEFAULTS.queue_depth)
-    executor = Executor(loaded, concurrency, "dev", broker.take, broker.deliver)
+    executor = Executor(loaded, concurrency, "dev", broker.take, broker.deliver, load_prices(settings.prices))
     broker.connect(executor.pump, executor.cancel)
     with closing(open_store(settings.store_url)) as opened, closing(executor):
         process = CoordinatorProcess(opened, lambda: broker, loaded)

@@ -11,6 +11,7 @@ import click
 from lockstep.errors import (
     ArchiveError,
     BrokerUnavailableError,
+    BudgetExceededError,
     ConfigurationError,
     GraphVersionError,
     LockstepError,
@@ -31,7 +32,7 @@ def exit_code_of(error: LockstepError) -> int:
     match error:
         case StoreUnavailableError() | BrokerUnavailableError():
             return UNREACHABLE
-        case RunInterruptedError():
+        case RunInterruptedError() | BudgetExceededError():
             return INTERRUPTED
         case _ if isinstance(error, _USAGE_ERRORS):
             return USAGE

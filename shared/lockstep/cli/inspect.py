@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -9,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import click
+import msgspec
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -138,7 +140,7 @@ def show(run_id: str, step: int | None, history: bool, store: str | None, as_jso
 
 def _step(record: Any) -> dict[str, Any]:
     step = {name: getattr(record, name) for name in ("step_id", "state_hash", "idempotency_key", "committed_at")}
-    tasks = [{name: getattr(task, name) for name in task.__dataclass_fields__} for task in record.tasks]
+    tasks = [dataclasses.asdict(task) | {"usage": msgspec.to_builtins(task.usage)} for task in record.tasks]
     return {**step, "tasks": tasks}
 
 

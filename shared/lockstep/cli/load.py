@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+import msgspec
+
 from lockstep.errors import ConfigurationError
 from lockstep.graph import CompiledGraph, Graph
+from lockstep.prices import PRICES, Price, Pricing
 
 
 def load_graphs(references: Sequence[str]) -> list[CompiledGraph]:
@@ -39,13 +42,43 @@ def load_graph(reference: str) -> Graph:
     return graph
 
 
-def load_object(reference: str) -> object:
+def load_object(reference: str, *, option: str = "sinks") -> object:
     """What `MODULE:NAME` names. Raises ConfigurationError."""
     module_name, _, name = reference.rpartition(":")
     module = _load_module(module_name)
     if not hasattr(module, name):
-        raise ConfigurationError(f"{module_name} has no {name!r}", option="sinks")
+        raise ConfigurationError(f"{module_name} has no {name!r}", option=option)
     return getattr(module, name)
+
+
+def load_prices(reference: str | None) -> Pricing:
+    """What calls to models cost: the book that there is, with the prices of a JSON file in place of some or beside them, or
+    MODULE:NAME, which is a PriceBook or a function of yours. Raises ConfigurationError.
+
+    The file: {"source": ..., "date": ..., "prices": {MODEL: {"input": "2.50", "output": "10", ...}}}, see `Price`.
+    """
+    if reference is None:
+        return PRICES
+    if not reference.endswith(".json"):
+        found = load_object(reference, option="prices")
+        if not callable(found):
+            raise ConfigurationError(f"LOCKSTEP_PRICES={reference}: it is no PriceBook and no function", option="prices")
+        return found
+    try:
+        given = msgspec.json.decode(Path(reference).read_bytes(), type=GivenPrices)
+    except OSError as error:
+        raise ConfigurationError(f"LOCKSTEP_PRICES={reference} cannot be read: {error.strerror}", option="prices") from None
+    except ValueError as error:
+        raise ConfigurationError(f"LOCKSTEP_PRICES={reference} holds no prices: {error}", option="prices") from None
+    return PRICES.with_prices(given.prices, source=given.source, date=given.date)
+
+
+class GivenPrices(msgspec.Struct, forbid_unknown_fields=True):
+    """The file of prices."""
+
+    source: str
+    date: str
+    prices: dict[str, Price]
 
 
 def _load_module(name: str) -> ModuleType:

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
+from lockstep.costs import as_text
 from lockstep.run import Run
 
 VALUE_CHARACTERS = 200
@@ -19,7 +20,7 @@ VALUE_CHARACTERS = 200
 
 def run_record(run: Run) -> dict[str, Any]:
     """A run as `run --json` and `show --json` print it."""
-    row = run.row()
+    row, costs = run.row(), run.costs()
     return {
         "run_id": row.run_id,
         "graph": row.graph,
@@ -29,7 +30,7 @@ def run_record(run: Run) -> dict[str, Any]:
         "state_hash": row.state_hash.hex() if row.state_hash else None,
         "error": run.error_record(),
         "interrupts": [dataclasses.asdict(one) for one in run.interrupts()],
-        "cost_usd": None,
+        "cost_usd": as_text(costs.cost_usd) if costs.calls else None,
     }
 
 
@@ -56,6 +57,8 @@ def print_run(console: Console, record: dict[str, Any]) -> None:
         console.print(
             f"[yellow]{asked['id']}[/yellow] {escape(asked['node_id'])} asks {escape(value)}", highlight=False, soft_wrap=True
         )
+    if record["cost_usd"] is not None:
+        console.print(f"[dim]its calls to models cost {record['cost_usd']} USD[/dim]", highlight=False)
     state_hash = f", state_hash {record['state_hash']}" if record["state_hash"] else ""
     console.print(
         f"[dim]run {escape(record['run_id'])} of graph {escape(record['graph'])}: {record['status']} "

@@ -17,14 +17,15 @@ import click
 from rich.console import Console
 
 from lockstep.cli.errors import INTERRUPTED, RUN_FAILED
-from lockstep.cli.load import load_graph
+from lockstep.cli.load import load_graph, load_prices
 from lockstep.cli.options import graphs_option, json_option, redis_option, store_option
 from lockstep.cli.output import print_json, print_run, run_record
 from lockstep.client import Client
 from lockstep.config import DEFAULT_STORE_URL, Settings, masked, read_settings
 from lockstep.core.lifecycle import RunStatus
+from lockstep.costs import dollars
 from lockstep.engine import Engine
-from lockstep.errors import ConfigurationError, LockstepError, RunInterruptedError, StateError
+from lockstep.errors import BudgetExceededError, ConfigurationError, LockstepError, RunInterruptedError, StateError
 from lockstep.options import Options
 from lockstep.run import Run
 
@@ -34,17 +35,27 @@ from lockstep.run import Run
 @click.option("--input", "input_", default="{}", metavar="JSON|@FILE", help="The input as a JSON object. Default: {}.")
 @click.option("--run-id", help="The run's id; the same one again gives the same run, and goes on with it after a crash.")
 @click.option("--concurrency", type=click.IntRange(min=1), help="Nodes that run at a time.")
+@click.option("--max-cost-usd", metavar="USD", help="What its calls to models may cost; then it pauses.")
 @store_option
 @json_option
-def run(graph: str, input_: str, run_id: str | None, concurrency: int | None, store: str | None, as_json: bool) -> None:
+def run(
+    graph: str,
+    input_: str,
+    run_id: str | None,
+    concurrency: int | None,
+    max_cost_usd: str | None,
+    store: str | None,
+    as_json: bool,
+) -> None:
     """Run a graph to its end in this process, and print its state.
 
     MODULE is a dotted name or a path to a .py file, such as flows.py:graph.
     """
     settings = read_settings(store=store, graphs=[graph])
+    options = Options(max_cost_usd=dollars(max_cost_usd, "max_cost_usd")) if max_cost_usd is not None else None
     with _engine(settings, concurrency) as engine:
         try:
-            submitted = engine.submit(read_input(input_), run_id=run_id)
+            submitted = engine.submit(read_input(input_), run_id=run_id, options=options)
         except StateError as error:
             raise ConfigurationError(f"--input: {error}", option="input") from error
         follow(submitted, settings, as_json, interrupted=_unfinished(submitted, settings))
@@ -53,28 +64,36 @@ def run(graph: str, input_: str, run_id: str | None, concurrency: int | None, st
 @click.command()
 @click.argument("run_id")
 @click.option("--answer", "answers", multiple=True, metavar="[ID=]JSON", help="What a node that waits gets; ID if several do.")
+@click.option("--max-cost-usd", metavar="USD", help="What the whole run may cost from now on. Default: as much again.")
 @graphs_option
 @store_option
 @redis_option
 @json_option
 def resume(
-    run_id: str, answers: tuple[str, ...], graphs: tuple[str, ...], store: str | None, redis: str | None, as_json: bool
+    run_id: str,
+    answers: tuple[str, ...],
+    max_cost_usd: str | None,
+    graphs: tuple[str, ...],
+    store: str | None,
+    redis: str | None,
+    as_json: bool,
 ) -> None:
-    """Go on with a run that waits for answers, or whose process died, from its last commit.
+    """Go on with a run that waits for answers, has spent its max_cost_usd, or whose process died, from its last commit.
 
-    With graphs, it goes on in this process; without, the answers are sent to the coordinator that has it.
+    With graphs, it goes on in this process; without, answers and the new bound are sent to the coordinator that has it.
     """
     settings = read_settings(store=store, redis=redis, graphs=graphs)
     given = _answers(answers)
-    if answers and not settings.graphs:
+    options = Options(max_cost_usd=dollars(max_cost_usd, "max_cost_usd")) if max_cost_usd is not None else None
+    if (answers or options) and not settings.graphs:
         with Client(settings.store_url, redis_url=settings.redis_url, namespace=settings.namespace) as client:
-            client.run(run_id).resume(given)
+            client.run(run_id).resume(given, options=options)
         return
     with _engine(settings, None) as engine:
         found = engine.run(run_id)
         engine.recover(run_id)
-        if answers:
-            found.resume(given)
+        if answers or found.status is RunStatus.PAUSED:
+            found.resume(given, options=options)
         follow(found, settings, as_json, interrupted=_unfinished(found, settings))
 
 
@@ -126,7 +145,9 @@ def _engine(settings: Settings, concurrency: int | None) -> Iterator[Engine]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with redirect_stdout(sys.stderr):
         graphs = [load_graph(reference) for reference in settings.graphs]
-        with Engine(graphs, settings.store_url, options=Options(max_concurrent=concurrency)) as engine:
+        with Engine(
+            graphs, settings.store_url, options=Options(max_concurrent=concurrency), prices=load_prices(settings.prices)
+        ) as engine:
             yield engine
 
 
@@ -155,7 +176,7 @@ def follow(run: Run, settings: Settings, as_json: bool, *, interrupted: str) -> 
             _show_progress(run)
         run.result()
         code = 0
-    except RunInterruptedError:
+    except (RunInterruptedError, BudgetExceededError):
         code = INTERRUPTED
     except LockstepError:
         if run.error is None:
@@ -174,6 +195,10 @@ def follow(run: Run, settings: Settings, as_json: bool, *, interrupted: str) -> 
         console.print(
             f"[dim]its rows are in {masked(settings.store_url)}: lockstep show {run.run_id}{where}[/dim]", soft_wrap=True
         )
+        if record["status"] == RunStatus.PAUSED:
+            console.print(
+                f"it has spent its max_cost_usd; go on with: lockstep resume {run.run_id} --max-cost-usd USD{where} ..."
+            )
     if code:
         sys.exit(code)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lockstep.cli.load import load_graphs
+from lockstep.cli.load import load_graphs, load_prices
 from lockstep.cli.options import graphs_option, redis_option
 from lockstep.cli.serving import settle_garbage_collector
 from lockstep.config import DEFAULT_REDIS_URL, read_settings, set_rq_prefix
@@ -44,6 +44,7 @@ def worker(graphs: tuple[str, ...], redis: str | None, queues: tuple[str, ...], 
         slots=concurrency,
         drain_seconds=drain_seconds,
         signing_keys=settings.signing_keys,
+        pricing=load_prices(settings.prices),
     )
 
     def read() -> Reading:

@@ -2,7 +2,7 @@
 
 pending     ─> running, succeeded, failed, cancelled
 running     ─> succeeded, failed, cancelled, interrupted, paused
-interrupted ─> running (answered), failed, cancelled
+interrupted ─> running (answered), paused, failed, cancelled
 paused      ─> running (resumed), failed, cancelled
 failed      ─> running (retried)
 """
@@ -34,7 +34,7 @@ class RunStatus(StrEnum):
 TRANSITIONS: dict[RunStatus, frozenset[RunStatus]] = {
     RunStatus.PENDING: frozenset({RunStatus.RUNNING, RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.CANCELLED}),
     RunStatus.RUNNING: frozenset(set(RunStatus) - {RunStatus.PENDING}),
-    RunStatus.INTERRUPTED: frozenset({RunStatus.RUNNING, RunStatus.FAILED, RunStatus.CANCELLED}),
+    RunStatus.INTERRUPTED: frozenset({RunStatus.RUNNING, RunStatus.PAUSED, RunStatus.FAILED, RunStatus.CANCELLED}),
     RunStatus.PAUSED: frozenset({RunStatus.RUNNING, RunStatus.FAILED, RunStatus.CANCELLED}),
     RunStatus.SUCCEEDED: frozenset(),
     RunStatus.FAILED: frozenset({RunStatus.RUNNING}),

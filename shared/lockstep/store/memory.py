@@ -383,6 +383,12 @@ class MemoryStore:
             run = self._runs.get(run_id)
             return [row for path in sorted(set(paths)) for _, row in sorted(run.journal.get(path, {}).items())] if run else []
 
+    def usage(self, run_id: str) -> list[JournalRow]:
+        with self._lock:
+            run = self._runs.get(run_id)
+            rows = [row for entries in run.journal.values() for row in entries.values() if row.kind == "usage"] if run else []
+            return sorted(rows, key=lambda row: (row.step_id, row.path, row.n))
+
     def events(self, run_id: str, after_sequence: int = 0) -> list[Event]:
         with self._lock:
             run = self._runs.get(run_id)

@@ -78,6 +78,13 @@ class SqlReader:
         return rows
 
     @repeatable
+    def usage(self, run_id: str) -> list[JournalRow]:
+        j = schema.journal.c
+        query = sa.select(schema.journal).where(j.run_id == run_id, j.kind == "usage").order_by(j.step_id, j.path, j.n)
+        with self._access.reading() as connection:
+            return [JournalRow(**row._mapping) for row in connection.execute(query)]
+
+    @repeatable
     def events(self, run_id: str, after_sequence: int = 0) -> list[Event]:
         o = schema.outbox.c
         query = sa.select(schema.outbox).where(o.run_id == run_id, o.sequence > after_sequence)
