@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from lockstep.client import Client
     from lockstep.engine import Engine
     from lockstep.history import StepRecord, TaskRecord
-    from lockstep.run import ReplayReport, Run, StreamEvent
+    from lockstep.run import ReplayReport, Run
+    from lockstep.streaming import StreamEvent
 else:
     _LAZY = {
         "Client": "lockstep.client",
@@ -62,7 +63,7 @@ else:
         "ReplayReport": "lockstep.run",
         "Run": "lockstep.run",
         "StepRecord": "lockstep.history",
-        "StreamEvent": "lockstep.run",
+        "StreamEvent": "lockstep.streaming",
         "TaskRecord": "lockstep.history",
     }
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from lockstep.broker.announce import Announcer
+from lockstep.broker.live import RedisLiveReader
 from lockstep.config import checked_namespace, read_settings
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.lifecycle import RunStatus
@@ -16,7 +17,7 @@ from lockstep.core.merge import Schema
 from lockstep.core.ordering import shard_of
 from lockstep.errors import ConfigurationError, RunNotFoundError, UnknownGraphError
 from lockstep.options import DEFAULTS, Options, encode_options
-from lockstep.ports import Reader
+from lockstep.ports import LiveReader, Reader
 from lockstep.records import Command, NewRun, RunRow
 from lockstep.run import ReplayReport, Run, runs_of
 from lockstep.schema import values_of
@@ -46,8 +47,10 @@ class Client:
                 "memory:// is one engine's own; a client needs a database that others reach", option="store"
             )
         self._announcer = None
+        self._redis_url = settings.redis_url
+        self._namespace = checked_namespace(namespace or settings.namespace)
         if settings.redis_url is not None:
-            self._announcer = Announcer(settings.redis_url, checked_namespace(namespace or settings.namespace))
+            self._announcer = Announcer(settings.redis_url, self._namespace)
         self._store = open_store(self._url, create=False)
         self._loaded: dict[str, str] = {}
         self._loaded_at = 0.0
@@ -177,6 +180,14 @@ class Client:
     def cause_of(self, run_id: str) -> BaseException | None:
         """None: nodes run in other processes."""
         return None
+
+    def live(self, run_id: str) -> LiveReader:
+        """What nodes of the run stream, by Redis. Raises ConfigurationError without it."""
+        if self._redis_url is None:
+            raise ConfigurationError(
+                'mode "custom" comes over Redis; give redis_url, or set LOCKSTEP_REDIS_URL', option="redis_url"
+            )
+        return RedisLiveReader(self._redis_url, self._namespace, run_id)
 
     def replay(self, row: RunRow) -> ReplayReport:
         """Refused: a client has no graph."""

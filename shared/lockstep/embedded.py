@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from lockstep.broker.inprocess import InProcessBroker
+from lockstep.broker.live import HubReader, LiveHub
 from lockstep.core.lifecycle import SETTLED
 from lockstep.core.merge import Schema
 from lockstep.errors import ConfigurationError, GraphVersionError, LockstepError, StoreUnavailableError
@@ -45,7 +46,8 @@ class Embedded:
         self._lease = LeaseKeeper(self.store, on_loss=self._lose_lease)
         self.lease_id = self._lease.lease_id
         broker = InProcessBroker(options.queue_depth)
-        self.executor = Executor(graphs, options.slots, "embedded", broker.take, broker.deliver, pricing)
+        self._hub = LiveHub(self._streamed)
+        self.executor = Executor(graphs, options.slots, "embedded", broker.take, broker.deliver, self._hub.put, pricing)
         broker.connect(self.executor.pump, self.executor.cancel)
         self.coordinator = Coordinator(self.store, broker, self.lease_id, graphs, observer=self)
         self._thread = threading.Thread(target=self.coordinator.run, name="lockstep-coordinator", daemon=True)
@@ -85,6 +87,15 @@ class Embedded:
             wakes = [wake for wake, each_step in self._subscribers.get(run.run_id, ()) if settled or each_step]
         for wake in wakes:
             wake()
+
+    def _streamed(self, run_id: str) -> None:
+        with self._lock:
+            wakes = [wake for wake, each_step in self._subscribers.get(run_id, ()) if each_step]
+        for wake in wakes:
+            wake()
+
+    def live(self, run_id: str) -> HubReader:
+        return self._hub.reader(run_id)
 
     def emitted(self) -> None:
         pass  # A relay of its own finds them.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lockstep.core.lifecycle import RunStatus
 from lockstep.records import (
     Backlog,
+    Chunk,
     Command,
     CommitOutcome,
     Defect,
@@ -282,6 +283,20 @@ class Broker(Protocol):
         """How many tasks a queue holds."""
 
 
+class LiveReader(Protocol):
+    """Reads what the nodes of one run stream, for one reader."""
+
+    @property
+    def blocks(self) -> bool:
+        """Whether `read` waits; otherwise somebody wakes the reader."""
+
+    def read(self, after: str, seconds: float) -> list[tuple[str, Chunk]]:
+        """The next chunks behind the id `after` ("": from the first one that is kept), with the id of each."""
+
+    def close(self) -> None:
+        """Close what it has open."""
+
+
 class Sink(Protocol):
     """A place that a relay publishes events to. Each method is called by one thread, and may block for a bounded time.
 
@@ -381,6 +396,13 @@ class Context(Protocol):
         `request` says what is asked (JSON); in a replay it must be the same, else ReplayMismatchError. What is returned is
         JSON, as a copy; an exception is recorded, too. A node that runs again because its question was answered gets what was
         recorded before it asked. Raises StateError for a request or response that is not JSON.
+        """
+
+    def stream(self, chunk: Any) -> None:
+        """Give something (JSON) to whoever follows the run with mode "custom", at once, such as a token of a model's answer.
+
+        It is live only: kept for a while, bounded, in no store, and seen again when the node is executed again. Never blocks.
+        What must not get lost belongs into what the node returns. Raises StateError for what is not JSON.
         """
 
     def llm_usage(

@@ -400,6 +400,20 @@ class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
     cause: Any = None
 
 
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node has streamed: `number` counts the chunks of one `execution` from 0. `data` is canonical JSON."""
+
+    run_id: str
+    step_id: int
+    node_id: str
+    path: bytes
+    attempt: int
+    delivery: int
+    execution: str
+    number: int
+    data: bytes
+
+
 class HandedBack(msgspec.Struct, frozen=True, kw_only=True):
     """A task that a worker did not start: it is to be handed out again, and no attempt is lost."""
 

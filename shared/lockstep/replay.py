@@ -156,10 +156,7 @@ class Replay:
         loans: list[Loan] = []
 
         def isolated(spec: NodeSpec, argument: Any) -> Any:
-            returned = self._children.call(spec, argument, task, loans.append, context.usage, replays=True)
-            context.events += returned.events
-            context.recorder.adopt(returned.begun, returned.calls)
-            return returned.value
+            return self._children.call(spec, argument, context, loans.append)
 
         outcome = _within(lambda: execute(self._graph, task, context, isolated), task.timeout_seconds)
         if outcome is None:

@@ -11,12 +11,11 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.lifecycle import FINISHED, SETTLED, RunStatus
 from lockstep.core.merge import Schema
-from lockstep.core.state import State
 from lockstep.costs import Costs, as_text, costs_of
 from lockstep.errors import (
     BudgetExceededError,
@@ -26,34 +25,18 @@ from lockstep.errors import (
     RunNotFoundError,
     WaitTimeoutError,
 )
-from lockstep.history import STEPS_PER_READ, StepRecord, read_history, read_interrupts, read_state
+from lockstep.history import StepRecord, read_history, read_interrupts, read_state
 from lockstep.interrupts import Interrupt, answers_for
 from lockstep.options import DEFAULTS, Options, decode_options, encode_options
-from lockstep.ports import Reader
+from lockstep.ports import LiveReader, Reader
 from lockstep.records import Command, RunRow
+from lockstep.streaming import Follower, StreamEvent, StreamMode, check_modes, typed
 
 FIRST_POLL_SECONDS = 0.005
+CHUNKS_POLL_SECONDS = 0.02
+"""How often a coroutine looks for what nodes stream, where it has to look."""
 POLL_SECONDS = 0.5
 """How often a waiting call looks into the store when nobody wakes it: the run may belong to another process."""
-
-StreamMode = Literal["values", "updates"]
-STREAM_MODES: tuple[StreamMode, ...] = get_args(StreamMode)
-
-
-@dataclass(frozen=True, slots=True)
-class StreamEvent:
-    """One event of a stream.
-
-    `mode` "values": `data` is the whole state after step `step_id`, step 0 being the input. `mode` "updates": `data` is what
-    `node_id` changed in that step; a step's updates come in ascending order_key, before its values. `offset` counts the
-    stream's events from 0.
-    """
-
-    mode: StreamMode
-    data: dict[str, Any]
-    step_id: int
-    node_id: str | None
-    offset: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +82,9 @@ class Backend(Protocol):
 
     def replay(self, row: RunRow) -> ReplayReport:
         """See `Run.replay`."""
+
+    def live(self, run_id: str) -> LiveReader:
+        """What nodes of the run stream. Raises ConfigurationError where that cannot be seen."""
 
 
 class Run:
@@ -233,52 +219,71 @@ class Run:
         """`history` without blocking the event loop."""
         return await asyncio.to_thread(self.history)
 
-    def stream(self, modes: Sequence[StreamMode] = ("values",)) -> Iterator[StreamEvent]:
-        """The run's steps as they are committed, from the first on; ends with the run, raising what `result` would raise.
+    def stream(self, modes: Sequence[StreamMode] = ("values",), *, after: str | None = None) -> Iterator[StreamEvent]:
+        """What the run does, as it does it, from its beginning on; ends with the run, raising what `result` would raise.
 
-        Steps are read from the store, so a slow reader holds nothing up and misses nothing.
+        `modes` says what, see `StreamEvent`. `after` is the offset of the last event that was seen of an earlier stream with
+        these modes: this one goes on behind it. Steps and events are read from the store, so a slow reader holds nothing up
+        and misses nothing of them. Raises ConfigurationError for modes that there are not, or not here.
         """
         check_modes(modes)
-        return self._stream(modes)
+        return self._stream(Follower(self.backend, self.run_id, modes, after))
 
-    def _stream(self, modes: Sequence[StreamMode]) -> Iterator[StreamEvent]:
+    def _stream(self, follower: Follower) -> Iterator[StreamEvent]:
         changed = threading.Event()
         unsubscribe = self.backend.subscribe(self.run_id, changed.set, each_step=True)
-        follower, pauses = Follower(self, modes), self._pauses()
+        pauses = self._pauses()
         try:
             while not follower.ended:
-                yield from (events := follower.read())
+                row = self.row()
+                yield from (events := follower.read(row, self.is_settled(row)))
                 if events:
                     pauses = self._pauses()
                 elif not follower.ended:
                     self.backend.check(self.run_id)
-                    changed.wait(next(pauses))
-                    changed.clear()
+                    pause = next(pauses)
+                    if follower.waits_for_chunks:
+                        yield from follower.chunks(pause)
+                    else:
+                        changed.wait(pause)
+                        changed.clear()
         finally:
             unsubscribe()
+            follower.close()
         self._result_of(self.row())
 
-    def astream(self, modes: Sequence[StreamMode] = ("values",)) -> AsyncIterator[StreamEvent]:
+    def astream(self, modes: Sequence[StreamMode] = ("values",), *, after: str | None = None) -> AsyncIterator[StreamEvent]:
         """`stream` without blocking the event loop."""
         check_modes(modes)
-        return self._astream(modes)
+        return self._astream(Follower(self.backend, self.run_id, modes, after))
 
-    async def _astream(self, modes: Sequence[StreamMode]) -> AsyncIterator[StreamEvent]:
+    async def _astream(self, follower: Follower) -> AsyncIterator[StreamEvent]:
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         unsubscribe = self.backend.subscribe(self.run_id, lambda: _set_from_thread(loop, changed), each_step=True)
-        follower, pauses = Follower(self, modes), self._pauses()
+        pauses = self._pauses()
         try:
             while not follower.ended:
-                events = await asyncio.to_thread(follower.read)
+                row = await asyncio.to_thread(self.row)
+                events = await asyncio.to_thread(follower.read, row, self.is_settled(row))
                 for event in events:
                     yield event
                 if events:
                     pauses = self._pauses()
                 elif not follower.ended:
                     self.backend.check(self.run_id)
-                    await _wait_for(changed, next(pauses))
+                    until = time.monotonic() + next(pauses)
+                    while not changed.is_set() and (left := until - time.monotonic()) > 0:
+                        if not follower.waits_for_chunks:
+                            await _wait_for(changed, left)
+                            break
+                        # Without blocking: who waits must not take a thread from those that do something.
+                        for event in await asyncio.to_thread(follower.chunks, 0.0):
+                            yield event
+                        await asyncio.sleep(min(left, CHUNKS_POLL_SECONDS))
+                    changed.clear()
         finally:
             unsubscribe()
+            await asyncio.to_thread(follower.close)
         await asyncio.to_thread(lambda: self._result_of(self.row()))
 
     def interrupts(self) -> list[Interrupt]:
@@ -371,8 +376,7 @@ class Run:
 
     def typed(self, row: RunRow, values: dict[str, Any]) -> dict[str, Any]:
         """Values as their annotations say, where the run's graph is loaded."""
-        schema = self.backend.schema_of(row)
-        return values if schema is None else schema.loaded(values)
+        return typed(self.backend.schema_of(row), values)
 
 
 def runs_of(backend: Backend, owner: object, status: RunStatus | str | None, graph: str | None) -> Iterator[Run]:
@@ -392,45 +396,6 @@ def _pages(backend: Backend, owner: object, status: RunStatus | None, graph: str
         after = rows[-1].run_id
 
 
-class Follower:
-    """Reads the steps of a run that it has not read yet, in portions, and makes stream events of them."""
-
-    def __init__(self, run: Run, modes: Sequence[StreamMode]) -> None:
-        self.ended = False
-        """Whether the run has come to rest and all its steps are read."""
-        self._run = run
-        self._modes = modes
-        self._next_step = 0
-        self._offset = 0
-        self._state = State()
-
-    def read(self) -> list[StreamEvent]:
-        """The events of the next steps, none if there are no new ones."""
-        row = self._run.row()
-        first, last = self._next_step, min(self._next_step + STEPS_PER_READ - 1, row.step_id)
-        events = list(self._events(row, first, last)) if first <= last else []
-        self._next_step = last + 1
-        self.ended = self._next_step > row.step_id and self._run.is_settled(row)
-        return events
-
-    def _events(self, row: RunRow, first: int, last: int) -> Iterator[StreamEvent]:
-        reader = self._run.backend.reader
-        records = list(read_history(reader, row.run_id, first, last)) if "updates" in self._modes else []
-        for step in reader.steps(row.run_id, first, last):
-            if records:
-                for task in records[step.step_id - first].tasks:
-                    yield self._event("updates", task.delta, step.step_id, task.node_id)
-            if "values" in self._modes:
-                self._state = self._state.patched(step.patch)
-                values = json.loads(self._state.to_bytes())
-                yield self._event("values", self._run.typed(row, values), step.step_id, None)
-
-    def _event(self, mode: StreamMode, data: dict[str, Any], step_id: int, node_id: str | None) -> StreamEvent:
-        event = StreamEvent(mode, data, step_id, node_id, self._offset)
-        self._offset += 1
-        return event
-
-
 def _error_of(row: RunRow) -> LockstepError | None:
     return LockstepError.from_record(json.loads(row.error)) if row.error is not None else None
 
@@ -447,10 +412,3 @@ def _set_from_thread(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> N
     # A loop that is closed has nobody waiting; it may close at any moment.
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(event.set)
-
-
-def check_modes(modes: Sequence[StreamMode]) -> None:
-    """Raise ConfigurationError for stream modes that there are not."""
-    unknown = [mode for mode in modes if mode not in STREAM_MODES]
-    if unknown or isinstance(modes, str):
-        raise ConfigurationError(f"stream modes are a list of {', '.join(STREAM_MODES)}; got {modes!r}", option="modes")

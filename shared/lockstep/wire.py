@@ -13,7 +13,7 @@ from lockstep.core.canonical import MAX_DEPTH, canonical_bytes
 from lockstep.core.records import Failure, Finished, Route, Write
 from lockstep.errors import StateError
 from lockstep.recording import Call
-from lockstep.records import HandedBack, Task, TaskResult
+from lockstep.records import Chunk, HandedBack, Task, TaskResult
 
 T = TypeVar("T")
 
@@ -238,6 +238,34 @@ def _decoded(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
         return decoder.decode(data)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+class ChunkMessage(msgspec.Struct, frozen=True, array_like=True):
+    """A chunk as it travels, in its run's stream."""
+
+    step_id: Count
+    node_id: str
+    path: bytes
+    attempt: Count
+    delivery: Count
+    execution: str
+    number: Count
+    data: Raw
+
+
+_CHUNK = msgspec.json.Decoder(ChunkMessage)
+
+
+def encode_chunk(chunk: Chunk) -> bytes:
+    """A chunk as JSON, without its run."""
+    place = (chunk.step_id, chunk.node_id, chunk.path, chunk.attempt, chunk.delivery, chunk.execution, chunk.number)
+    return _encode(ChunkMessage(*place, Raw(chunk.data)))
+
+
+def decode_chunk(run_id: str, data: bytes) -> Chunk:
+    """The inverse of `encode_chunk`. Raises ValueError for anything else."""
+    fields = msgspec.structs.asdict(_decoded(_CHUNK, data))
+    return Chunk(**fields | {"run_id": run_id, "data": bytes(fields["data"])})
 
 
 class ResultMessage(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -38,6 +38,7 @@ GRAPHS = (
     f"{FLOWS}:told",
     f"{FLOWS}:asks",
     f"{FLOWS}:pays",
+    f"{FLOWS}:speaks",
     f"{AUDIT}:graph",
 )
 

@@ -256,3 +256,19 @@ def pay(state: State, ctx: Context) -> dict[str, Any]:
 
 
 pays.add_sequence([(f"pay{number}", pay) for number in range(4)]).add_edge(START, "pay0")
+
+
+speaks = Graph(State, name="speaks")
+
+
+@speaks.node
+def say(state: State, ctx: Context) -> dict[str, Any]:
+    """Streams `width` chunks with the time of each, at most `delay_ms` apart; the item is known by its file `gate`, if any."""
+    for number in range(state["width"]):
+        ctx.stream({"number": number, "at": time.time(), "pid": os.getpid()})
+        time.sleep(state.get("delay_ms", 0) / 1000)
+    wait_for_gate(state.get("gate"))
+    return {"n": state["width"]}
+
+
+speaks.add_edge(START, "say")

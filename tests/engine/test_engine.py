@@ -375,7 +375,7 @@ UPDATES = [
 
 
 def plain(events: Sequence[StreamEvent]) -> list[tuple[int, str, str | None, dict[str, Any]]]:
-    assert [event.offset for event in events] == list(range(len(events)))
+    assert len({event.offset for event in events}) == len(events)
     return [(event.step_id, event.mode, event.node_id, event.data) for event in events]
 
 

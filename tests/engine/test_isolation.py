@@ -30,6 +30,7 @@ from lockstep import (
     RetryPolicy,
     RunCancelledError,
 )
+from lockstep_worker.context import NodeContext
 from lockstep_worker.isolation import Children, Loan
 
 WAIT_SECONDS = 20.0
@@ -190,16 +191,16 @@ def test_a_kill_that_comes_too_late_hits_nobody_else() -> None:
     # given a call that is over, and another one in the same process
     children, loans = Children(), list[Loan]()
     spec = single(apid).compile().nodes["apid"]
-    one = task("one", node_id="apid")
+    context = NodeContext(task("one", node_id="apid"))
     with closing(children):
-        first = children.call(spec, {}, one, loans.append, []).value
+        first = children.call(spec, {}, context, loans.append)
         # when the first one is killed, then the process lives, and takes the next call
         loans[0].kill()
-        assert children.call(spec, {}, one, loans.append, []).value == first
+        assert children.call(spec, {}, context, loans.append) == first
         # and when a call under way is killed, then the process is not used again
         with pytest.raises(NodeFailedError, match="killed by SIGKILL"):
-            children.call(single(hangs).compile().nodes["hangs"], {"folder": "/tmp"}, one, lambda loan: loan.kill(), [])
-        assert children.call(spec, {}, one, loans.append, []).value != first
+            children.call(single(hangs).compile().nodes["hangs"], {"folder": "/tmp"}, context, lambda loan: loan.kill())
+        assert children.call(spec, {}, context, loans.append) != first
 
 
 SCRIPT = """

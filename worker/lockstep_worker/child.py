@@ -15,6 +15,7 @@ import runpy
 import sys
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -24,7 +25,7 @@ from lockstep.core.records import Failure
 from lockstep.costs import Usage
 from lockstep.interrupts import ASKS, Question
 from lockstep.recording import Call as RecordedCall
-from lockstep.records import Task
+from lockstep.records import Chunk, Task
 from lockstep.wire import EmittedEvent
 from lockstep_worker.context import NodeContext
 from lockstep_worker.execute import failure_of
@@ -60,6 +61,12 @@ class Returned(msgspec.Struct, frozen=True):
     begun: int
     calls: list[RecordedCall]
     usage: list[Usage]
+
+
+class Streamed(msgspec.Struct, frozen=True):
+    """What a node has streamed; it goes on."""
+
+    chunk: Chunk
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -120,9 +127,10 @@ async def _awaited(awaitable: Any) -> Any:
     return await awaitable
 
 
-def answer(call: Call) -> bytes:
-    """Make the call; the pickled Returned, Asked or Raised."""
-    context = NodeContext(call.task, replays=call.replays)
+def answer(call: Call, send: Callable[[bytes], None]) -> bytes:
+    """Make the call; the pickled Returned, Asked or Raised. What the node streams before is sent, pickled too."""
+    stream = None if call.replays else lambda chunk: send(pickle.dumps(Streamed(chunk)))
+    context = NodeContext(call.task, replays=call.replays, send=stream)
     try:
         sys.path[:] = call.sys_path
         function = find(call.function)
@@ -160,7 +168,7 @@ def main() -> None:
             call: Call = connection.recv()
         except EOFError:
             return
-        connection.send_bytes(answer(call))
+        connection.send_bytes(answer(call, connection.send_bytes))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from decimal import Decimal
 from functools import cached_property
@@ -17,7 +18,7 @@ from lockstep.costs import Usage, checked_usage
 from lockstep.errors import LockstepError, StateError
 from lockstep.interrupts import Question
 from lockstep.recording import Call, decode_calls, encode_calls
-from lockstep.records import Task
+from lockstep.records import Chunk, Task
 from lockstep.wire import ENGINE_EVENTS, EmittedEvent
 from lockstep_worker.recorder import Recorder
 
@@ -25,9 +26,11 @@ from lockstep_worker.recorder import Recorder
 class NodeContext:
     """The `Context` of one delivery of one work item."""
 
-    def __init__(self, task: Task, *, replays: bool = False) -> None:
-        self._task = task
-        self._replays = replays
+    def __init__(self, task: Task, *, replays: bool = False, send: Callable[[Chunk], None] | None = None) -> None:
+        self.task = task
+        self.replays = replays
+        self._send = send
+        self._streamed = 0
         self.run_id = task.run_id
         self.step_id = task.step_id
         self.node_id = task.node_id
@@ -40,24 +43,24 @@ class NodeContext:
 
     @property
     def order_key(self) -> str:
-        return self._task.order_key.hex()
+        return self.task.order_key.hex()
 
     @property
     def path(self) -> str:
-        return self._task.path.hex()
+        return self.task.path.hex()
 
     @property
     def idempotency_key(self) -> str:
-        return item_key_of(self.run_id, self._task.path)
+        return item_key_of(self.run_id, self.task.path)
 
     @cached_property
     def rng(self) -> Random:
         # Made when asked for: seeding the generator takes longer than most of what surrounds it.
-        return Random(item_seed_of(self._task.run_seed, self._task.path, self._task.scheduled_step))
+        return Random(item_seed_of(self.task.run_seed, self.task.path, self.task.scheduled_step))
 
     @cached_property
     def error(self) -> LockstepError | None:
-        return LockstepError.from_record(self._task.error) if self._task.error is not None else None
+        return LockstepError.from_record(self.task.error) if self.task.error is not None else None
 
     @cached_property
     def logger(self) -> Any:
@@ -66,17 +69,48 @@ class NodeContext:
     @cached_property
     def recorder(self) -> Recorder:
         """What `record` works with."""
-        recorded = [call for calls in self._task.recorded for call in decode_calls(calls)]
-        return Recorder(self.node_id, recorded, replays=self._replays)
+        recorded = [call for calls in self.task.recorded for call in decode_calls(calls)]
+        return Recorder(self.node_id, recorded, replays=self.replays)
 
     def record(self, name: str, request: Any, call: Callable[[], Any]) -> Any:
         return self.recorder.record(name, request, call)
 
     def end_calls(self) -> list[Call]:
         """The node is done: the calls that it has made. Raises ReplayMismatchError if it should have made others."""
-        if "recorder" not in self.__dict__ and not self._task.recorded:
+        if "recorder" not in self.__dict__ and not self.task.recorded:
             return []
         return self.recorder.end()
+
+    @cached_property
+    def _execution(self) -> str:
+        """What no other execution of the item has: a delivery's number does not name it."""
+        return os.urandom(8).hex()
+
+    def stream(self, chunk: Any) -> None:
+        if self._send is None:
+            return  # In a replay, nobody reads.
+        data = canonical_bytes(chunk, field="stream()")
+        if len(data) > self.task.max_payload_bytes:
+            raise StateError(f"a chunk of {len(data)} bytes is more than max_payload_bytes={self.task.max_payload_bytes}")
+        number, self._streamed = self._streamed, self._streamed + 1
+        self._send(
+            Chunk(
+                run_id=self.run_id,
+                step_id=self.step_id,
+                node_id=self.node_id,
+                path=self.task.path,
+                attempt=self.attempt,
+                delivery=self.delivery,
+                execution=self._execution,
+                number=number,
+                data=data,
+            )
+        )
+
+    def forward(self, chunk: Chunk) -> None:
+        """Send what this node has streamed in a process of its own."""
+        if self._send is not None:
+            self._send(chunk)
 
     def llm_usage(
         self,
@@ -93,16 +127,16 @@ class NodeContext:
     def ask(self, value: Any) -> Any:
         """See `lockstep.interrupt`."""
         number, self._asked = self._asked, self._asked + 1
-        if number < len(self._task.answers):
-            return json.loads(self._task.answers[number])
+        if number < len(self.task.answers):
+            return json.loads(self.task.answers[number])
         data = canonical_bytes(value, field="interrupt()")
         kept = self.recorder.kept if "recorder" in self.__dict__ else []
         calls = encode_calls(kept) if kept else None
         size = len(data) + len(calls or b"")
-        if size > self._task.max_payload_bytes:
+        if size > self.task.max_payload_bytes:
             raise StateError(
                 f"what interrupt() asks, and record() has recorded before it, takes {size} bytes, more than "
-                f"max_payload_bytes={self._task.max_payload_bytes}; ask with a reference, or raise the option"
+                f"max_payload_bytes={self.task.max_payload_bytes}; ask with a reference, or raise the option"
             )
         raise Question(number, data, calls)
 

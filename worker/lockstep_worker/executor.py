@@ -19,7 +19,7 @@ from lockstep.errors import GraphVersionError
 from lockstep.graph import CompiledGraph, NodeSpec
 from lockstep.interrupts import Question
 from lockstep.prices import PRICES, Pricing, priced
-from lockstep.records import HandedBack, Task, TaskResult
+from lockstep.records import Chunk, HandedBack, Task, TaskResult
 from lockstep_worker.context import NodeContext
 from lockstep_worker.execute import Isolated, execute, failure_of, timeout_of, without_loop
 from lockstep_worker.isolation import Children, Loan, NodeRaised
@@ -39,13 +39,13 @@ class Running:
 
     __slots__ = ("child", "context", "coroutine", "deadline", "is_unwanted", "loop", "started", "started_at", "task")
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, stream: Callable[[Chunk], None]) -> None:
         self.task = task
         self.loop: EventLoop | None = None
         self.is_unwanted = False
         self.child: Loan | None = None
         self.coroutine: Callable[[], object] | None = None
-        self.context = NodeContext(task)
+        self.context = NodeContext(task, send=stream)
         self.started_at = time.time_ns() // 1_000_000
         self.started = time.perf_counter()
         self.deadline = self.started + task.timeout_seconds
@@ -64,7 +64,8 @@ class Executor:
 
     `graphs` are the loaded graphs by hash, `slots` how many tasks run at a time, `name` what results call this worker;
     `pricing` says what calls to models cost.
-    `take` returns None when no task waits; it and `deliver` are called from several threads.
+    `take` returns None when no task waits; it, `deliver`, and `stream`, which gets what nodes stream, are called from several
+    threads.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Executor:
         name: str,
         take: Callable[[], Task | None],
         deliver: Callable[[TaskResult | HandedBack], None],
+        stream: Callable[[Chunk], None],
         pricing: Pricing = PRICES,
     ) -> None:
         self._graphs = graphs
@@ -81,6 +83,7 @@ class Executor:
         self._name = name
         self._take = take
         self._deliver = deliver
+        self._stream = stream
         self._pricing = pricing
         self._lock = threading.Lock()
         self._running: set[Running] = set()
@@ -138,7 +141,7 @@ class Executor:
             task = self._take()
             if task is None:
                 return None
-            running = Running(task)
+            running = Running(task, self._stream)
             self._running.add(running)
             return running
 
@@ -177,11 +180,7 @@ class Executor:
                 if running.context.cancelled:
                     child.kill()
 
-            returned = self._children.call(spec, argument, running.task, started, running.context.usage)
-            running.context.events += returned.events
-            if returned.begun:
-                running.context.recorder.adopt(returned.begun, returned.calls)
-            return returned.value
+            return self._children.call(spec, argument, running.context, started)
 
         return call
 

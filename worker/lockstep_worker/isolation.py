@@ -14,12 +14,12 @@ from typing import Any
 
 from lockstep.config import environment_without_settings
 from lockstep.core.records import Failure
-from lockstep.costs import Usage
 from lockstep.errors import ConfigurationError, NodeFailedError, StateError, text_of
 from lockstep.graph import NodeSpec
 from lockstep.interrupts import Question
-from lockstep.records import Task
-from lockstep_worker.child import Asked, Call, Raised, Returned, where_is
+from lockstep.records import Chunk, Task
+from lockstep_worker.child import Asked, Call, Raised, Returned, Streamed, where_is
+from lockstep_worker.context import NodeContext
 
 CLOSE_SECONDS = 5.0
 """How long a process that was killed may take to be gone."""
@@ -48,14 +48,17 @@ class Child:
         )
         theirs.close()
 
-    def call(self, call: Call) -> Returned | Asked | Raised:
+    def call(self, call: Call, streamed: Callable[[Chunk], None]) -> Returned | Asked | Raised:
         """Make the call. Raises NodeFailedError if the process ends meanwhile."""
         try:
             self._connection.send(call)
-            answer: Returned | Asked | Raised = pickle.loads(self._connection.recv_bytes())
+            while True:
+                answer: Returned | Asked | Raised | Streamed = pickle.loads(self._connection.recv_bytes())
+                if not isinstance(answer, Streamed):
+                    return answer
+                streamed(answer.chunk)
         except (EOFError, OSError):
             raise self._ended(call.task) from None
-        return answer
 
     def _ended(self, task: Task) -> NodeFailedError:
         code = self._process.wait()
@@ -109,35 +112,29 @@ class Children:
         self._idle: list[Child] = []
         self._closed = False
 
-    def call(
-        self,
-        spec: NodeSpec,
-        argument: Any,
-        task: Task,
-        started: Callable[[Loan], None],
-        usage: list[Usage],
-        *,
-        replays: bool = False,
-    ) -> Returned:
-        """What a node returns; `started` is told what to kill if it takes too long, `usage` gets what models have used.
+    def call(self, spec: NodeSpec, argument: Any, context: NodeContext, started: Callable[[Loan], None]) -> Any:
+        """What a node returns; `context` gets what else it has done, `started` is told what to kill if it takes too long.
 
         Raises NodeRaised for what it raises, and NodeFailedError if it ends its process.
         """
-        call = Call(where_is(spec.function), spec.takes_context, _pickled(argument), task, sys.path, replays)
+        call = Call(where_is(spec.function), spec.takes_context, _pickled(argument), context.task, sys.path, context.replays)
         child = self._acquire()
         loan = Loan(child)
         try:
             started(loan)
-            answer = child.call(call)
+            answer = child.call(call, context.forward)
         finally:
             loan.end()
             self._release(child)
-        usage += answer.usage
+        context.usage += answer.usage
         if isinstance(answer, Asked):
             raise Question(answer.number, answer.value, answer.calls)
         if isinstance(answer, Raised):
             raise NodeRaised(answer.failure) from answer.error
-        return answer
+        context.events += answer.events
+        if answer.begun:
+            context.recorder.adopt(answer.begun, answer.calls)
+        return answer.value
 
     def _acquire(self) -> Child:
         with self._lock:

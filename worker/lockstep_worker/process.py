@@ -29,7 +29,7 @@ from lockstep.broker.signing import Signer
 from lockstep.broker.worker import ClaimedJob, WorkerLink
 from lockstep.graph import CompiledGraph
 from lockstep.prices import PRICES, Pricing
-from lockstep.records import HandedBack, Task, TaskResult
+from lockstep.records import Chunk, HandedBack, Task, TaskResult
 from lockstep_worker.claims import Claims
 from lockstep_worker.executor import Executor
 from lockstep_worker.sender import Outgoing, ResultSender
@@ -89,7 +89,7 @@ class WorkerProcess:
         self._rq_connection = connect(url)
         check_server(self._rq_connection, url)
         self.claims = Claims(lambda: slots - self.executor.running)
-        self.executor = Executor(graphs, slots, name, self.claims.take, self._answer, pricing)
+        self.executor = Executor(graphs, slots, name, self.claims.take, self._answer, self._stream, pricing)
         self.sender = ResultSender(self.link, lambda: self.link.reclaim(self.claims.described()), self.fail)
 
     def run(self) -> None:
@@ -163,6 +163,9 @@ class WorkerProcess:
         settled = self.claims.settle(answer)
         if settled is not None:
             self.sender.put(Outgoing(settled.partition_id, answer, settled.finished))
+
+    def _stream(self, chunk: Chunk) -> None:
+        self.sender.stream(chunk)
 
     def hand_back_waiting(self, after_seconds: float, reason: str) -> None:
         """Hand back the tasks that wait for a slot for so long."""

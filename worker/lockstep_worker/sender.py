@@ -12,6 +12,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from lockstep.broker.worker import Answer, SentEntry, WorkerLink
+from lockstep.records import Chunk
 
 CHECK_SECONDS = 1.0
 """How often the sender looks which results have been stored."""
@@ -21,6 +22,9 @@ RETRY_SECONDS = 0.5
 
 MAX_KEPT = 20_000
 """Results that are not known to be stored; with more, the worker takes no new tasks."""
+
+MAX_CHUNKS = 10_000
+"""Chunks that wait to be sent; nodes that stream more lose some."""
 
 log = structlog.get_logger()
 
@@ -46,10 +50,14 @@ class ResultSender:
         self._link = link
         self._on_failure = on_failure
         self._say_claims = say_claims
-        self._outbox: queue.SimpleQueue[Outgoing | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Outgoing | Chunk | None] = queue.SimpleQueue()
+        self._chunks = 0
+        self.dropped_chunks = 0
+        """Chunks that nodes have streamed faster than Redis takes them, or while it was away."""
         self._kept: dict[str, deque[tuple[bytes, Sequence[Answer]]]] = {}
         self._kept_answers = 0
         self._unsent = 0
+        self._streamed: list[Chunk] = []
         self._marker = ""
         self._lock = threading.Lock()
         self._sent = threading.Condition(self._lock)
@@ -68,6 +76,15 @@ class ResultSender:
             self._unsent += 1
         self._outbox.put(outgoing)
 
+    def stream(self, chunk: Chunk) -> None:
+        """Send this soon, before results that come later; or drop it, if there are too many."""
+        with self._lock:
+            if self._chunks >= MAX_CHUNKS:
+                self.dropped_chunks += 1
+                return
+            self._chunks += 1
+        self._outbox.put(chunk)
+
     def flush(self, seconds: float) -> bool:
         """Wait until all results are sent; False: it takes longer."""
         with self._sent:
@@ -85,6 +102,7 @@ class ResultSender:
         while not self._closing.is_set():
             batch += self._gather(max(0.0, next_check - time.monotonic()) if not batch else 0.0)
             try:
+                self._send_chunks()
                 if batch:
                     marker = self._send(batch)
                     batch = []
@@ -102,11 +120,26 @@ class ResultSender:
         try:
             outgoing = self._outbox.get(timeout=seconds)
             while outgoing is not None:
-                batch.append(outgoing)
+                if isinstance(outgoing, Chunk):
+                    self._streamed.append(outgoing)
+                else:
+                    batch.append(outgoing)
                 outgoing = self._outbox.get_nowait()
         except queue.Empty:
             pass
         return batch
+
+    def _send_chunks(self) -> None:
+        """Send what nodes have streamed, once: it may get lost, and readers see that."""
+        chunks, self._streamed = self._streamed, []
+        if chunks:
+            with self._lock:
+                self._chunks -= len(chunks)
+            try:
+                self._link.stream(chunks)
+            except (RedisError, OSError):
+                self.dropped_chunks += len(chunks)
+                raise
 
     def _send(self, batch: Sequence[Outgoing]) -> str:
         """Send these, and keep them; the server's marker."""

@@ -75,6 +75,10 @@ class Names:
         """The stream of a run's events: made and bounded by relays, deleted by its TTL."""
         return f"{self.events}:{run_id}"
 
+    def live(self, run_id: str) -> str:
+        """The stream of what a run's nodes stream while they run: made and bounded by workers, deleted by its TTL."""
+        return f"{self.namespace}:live:{run_id}"
+
     def permits(self, node: str) -> str:
         """The items of a node with max_concurrent that are handed out, and until when that counts; has a TTL."""
         return f"{self.namespace}:permits:{node}"

@@ -13,13 +13,14 @@ import msgspec
 import structlog
 
 from lockstep.broker.connection import connect
+from lockstep.broker.live import CHUNKS_PER_RUN, CHUNKS_SECONDS
 from lockstep.broker.names import EXECUTION, Names
 from lockstep.broker.presence import PRESENCE_TTL_SECONDS, WorkerInfo
 from lockstep.broker.quarantine import Quarantine
 from lockstep.broker.scripts import CANCELLED, CLAIM
 from lockstep.broker.signing import Signer
-from lockstep.records import HandedBack, Task, TaskResult
-from lockstep.wire import TaskMessage, decode_task, encode_results, split_job
+from lockstep.records import Chunk, HandedBack, Task, TaskResult
+from lockstep.wire import TaskMessage, decode_task, encode_chunk, encode_results, split_job
 
 STATE_CACHE_BYTES = 64 * 1024 * 1024
 """States by reference that a worker keeps: the tasks of a step share one."""
@@ -205,6 +206,16 @@ class WorkerLink:
             (SentEntry(partition_id, entry_id), some) for (partition_id, some), entry_id in zip(batches, replies, strict=False)
         ]
         return entries, (replies[-1] or b"").decode()
+
+    def stream(self, chunks: Sequence[Chunk]) -> None:
+        """Add what nodes have streamed to the streams of their runs."""
+        pipe = self._redis.pipeline(transaction=False)
+        for chunk in chunks:
+            fields: Any = {"chunk": encode_chunk(chunk)}
+            pipe.xadd(self.names.live(chunk.run_id), fields, maxlen=CHUNKS_PER_RUN, approximate=True)
+        for run_id in {chunk.run_id for chunk in chunks}:
+            pipe.expire(self.names.live(run_id), CHUNKS_SECONDS)
+        pipe.execute()
 
     def release(self, jobs: Collection[tuple[str, str]]) -> None:
         """Give up claims of jobs (id and queue)."""

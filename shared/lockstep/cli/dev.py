@@ -34,7 +34,9 @@ def dev(graphs: tuple[str, ...], concurrency: int, store: str | None, sinks: tup
         raise ConfigurationError("memory:// is one process's own; use sqlite:///path", option="store")
     loaded = {graph.hash: graph for graph in load_graphs(settings.graphs)}
     broker = InProcessBroker(DEFAULTS.queue_depth)
-    executor = Executor(loaded, concurrency, "dev", broker.take, broker.deliver, load_prices(settings.prices))
+    executor = Executor(
+        loaded, concurrency, "dev", broker.take, broker.deliver, lambda chunk: None, load_prices(settings.prices)
+    )
     broker.connect(executor.pump, executor.cancel)
     with closing(open_store(settings.store_url)) as opened, closing(executor):
         process = CoordinatorProcess(opened, lambda: broker, loaded)

@@ -20,7 +20,7 @@ from lockstep.config import read_settings
 from lockstep.core.lifecycle import RunStatus
 from lockstep.core.merge import Schema
 from lockstep.errors import ConfigurationError
-from lockstep.ports import Store
+from lockstep.ports import LiveReader, Store
 from lockstep.records import Command, RunRow
 from lockstep.run import ReplayReport, Run
 from lockstep.store import open_store
@@ -55,6 +55,10 @@ class ReadOnly:
     def cause_of(self, run_id: str) -> BaseException | None:
         """None: nothing runs here."""
         return None
+
+    def live(self, run_id: str) -> LiveReader:
+        """Refuse: nothing is followed here."""
+        raise ConfigurationError("this command only reads")
 
     def replay(self, row: RunRow) -> ReplayReport:
         """Refuse: there is no graph."""
