@@ -16,11 +16,11 @@ from lockstep.core.lifecycle import RunStatus
 from lockstep.core.merge import Schema
 from lockstep.core.ordering import shard_of
 from lockstep.errors import ConfigurationError, RunNotFoundError, UnknownGraphError
+from lockstep.models import values_of
 from lockstep.options import DEFAULTS, Options, encode_options
 from lockstep.ports import LiveReader, Reader
 from lockstep.records import Command, NewRun, RunRow
 from lockstep.run import ReplayReport, Run, runs_of
-from lockstep.schema import values_of
 from lockstep.store import open_store
 from lockstep.submission import check_same, checked_id, encoded_input, new_run_id
 

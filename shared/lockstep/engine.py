@@ -18,11 +18,11 @@ from lockstep.errors import (
     UnknownGraphError,
 )
 from lockstep.graph import CompiledGraph, Graph
+from lockstep.models import values_of
 from lockstep.options import Options, With, combine, encode_options
 from lockstep.prices import PRICES, Pricing
 from lockstep.records import NewRun, RunRow
 from lockstep.run import Run, runs_of
-from lockstep.schema import values_of
 from lockstep.streaming import StreamEvent, StreamMode, check_modes
 from lockstep.submission import check_same, checked_id, encoded_input, new_run_id
 

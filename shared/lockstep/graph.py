@@ -115,9 +115,10 @@ def served(graphs: Mapping[str, CompiledGraph]) -> set[str]:
 class Graph:
     """A graph of nodes over one state type; `StateGraph` is the same class.
 
-    `state` is a TypedDict or dataclass; `Annotated[T, f]` gives a field the reducer f(current, update). `reducer` replaces the
-    field reducers by one f(state, delta) for the whole. `merges` gives fields a join for ConflictPolicy.MERGE. `ordering` is
-    "edge" (declaration order) or "hash". `version` is part of the graph's hash: change it when nodes change their meaning.
+    `state` is a TypedDict, dataclass, msgspec.Struct or pydantic model; `Annotated[T, f]` gives a field the reducer
+    f(current, update). `reducer` replaces the field reducers by one f(state, delta) for the whole. `merges` gives fields a join
+    for ConflictPolicy.MERGE. `ordering` is "edge" (declaration order) or "hash". `version` is part of the graph's hash: change it
+    when nodes change their meaning.
     """
 
     def __init__(

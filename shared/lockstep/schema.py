@@ -1,7 +1,8 @@
 """From the author's state type to the core's `Schema`: fields, reducers, defaults and codecs.
 
 A field whose annotation is plain JSON (str, int, list[str], dict[str, Any], ...) passes as it is and is checked when it is
-encoded. Any other annotation (datetime, UUID, Decimal, Enum, bytes, set, tuple, dataclass) goes through msgspec both ways.
+encoded. Any other annotation (datetime, UUID, Decimal, Enum, bytes, set, tuple, dataclass) goes through msgspec both ways, and
+one with pydantic models in it through pydantic.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from lockstep.core.canonical import canonical_bytes
 from lockstep.core.merge import Convert, Field, Reducer, Schema
 from lockstep.errors import ConfigurationError, StateError
 from lockstep.messages import add_messages
+from lockstep.models import KINDS, defaults_of, fields_of, has_pydantic, is_state, pydantic_codec
 
 PURE_REDUCERS: dict[Any, str] = {
     operator.add: "operator.add",
@@ -54,35 +56,13 @@ _CODEC_TYPES = (
 
 
 def schema_of(state: type, reducer: Reducer | None, merges: Mapping[str, Reducer]) -> Schema:
-    """The schema of a TypedDict or dataclass. Raises ConfigurationError, naming the field, for what cannot be stored."""
-    defaults = _defaults_of(state)
-    fields = {name: _field(name, hint, defaults, merges.get(name)) for name, hint in _hints_of(state).items()}
+    """The schema of a state's class. Raises ConfigurationError, naming the field, for what cannot be stored."""
+    hints = _hints_of(state)
+    defaults = defaults_of(state)
+    fields = {name: _field(name, hints[name], defaults, merges.get(name)) for name in fields_of(state)}
     for name in merges.keys() - fields.keys():
         raise ConfigurationError(f"merges names {name!r}, which is no field of {state.__name__}", option="merges")
     return Schema(fields, reducer, name_of(reducer) if reducer else "")
-
-
-def instance_of(state: type, values: dict[str, Any]) -> Any:
-    """What a node receives: the dict itself, or an instance of the dataclass. Raises StateError for a field without a value."""
-    if not dataclasses.is_dataclass(state):
-        return values
-    try:
-        return state(**values)
-    except TypeError as error:
-        missing = [f.name for f in dataclasses.fields(state) if f.init and f.name not in values]
-        raise StateError(
-            f"{state.__name__} cannot be made from the state: {error}; give {', '.join(missing)} in the input, or a default",
-            field=missing[0] if missing else None,
-        ) from error
-
-
-def values_of(given: Any, what: str) -> dict[str, Any]:
-    """The fields of a dict or dataclass instance. Raises StateError, naming `what`, for anything else."""
-    if isinstance(given, Mapping):
-        return dict(given)
-    if dataclasses.is_dataclass(given) and not isinstance(given, type):
-        return {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
-    raise StateError(f"{what} must be a dict of state fields, got {type(given).__name__}")
 
 
 def name_of(function: Any) -> str:
@@ -94,28 +74,14 @@ def name_of(function: Any) -> str:
 
 
 def _hints_of(state: type) -> dict[str, Any]:
-    if not (typing.is_typeddict(state) or (isinstance(state, type) and dataclasses.is_dataclass(state))):
-        raise ConfigurationError(
-            f"a state is a TypedDict or a dataclass, got {state!r}: declare its fields in one", option="state"
-        )
+    if not is_state(state):
+        raise ConfigurationError(f"a state is {KINDS}, got {state!r}: declare its fields in one", option="state")
     try:
         return typing.get_type_hints(state, include_extras=True)
     except NameError as error:
         raise ConfigurationError(
             f"the annotations of {state.__name__} cannot be read: {error}; define the names at module level", option="state"
         ) from error
-
-
-def _defaults_of(state: type) -> dict[str, Any]:
-    if not dataclasses.is_dataclass(state):
-        return {}
-    defaults = {}
-    for field in dataclasses.fields(state):
-        if field.default is not dataclasses.MISSING:
-            defaults[field.name] = field.default
-        elif field.default_factory is not dataclasses.MISSING:
-            defaults[field.name] = field.default_factory()
-    return defaults
 
 
 def _field(name: str, hint: Any, defaults: Mapping[str, Any], merge: Reducer | None) -> Field:
@@ -175,11 +141,13 @@ def _codec(name: str, annotation: Any) -> tuple[Convert | None, Convert | None]:
     """`load` and `dump` of an annotation; (None, None) for plain JSON."""
     if _is_plain(annotation):
         return None, None
+    if has_pydantic(annotation):
+        return pydantic_codec(annotation)
     refused = _refused(annotation)
     if refused is not None:
         raise ConfigurationError(
             f"field {name!r} has a part of type {refused!r}, which cannot be stored; use JSON types, a dataclass, datetime, "
-            f"UUID, Decimal, Enum, bytes, set or tuple",
+            f"UUID, Decimal, Enum, bytes, set, tuple, or a pydantic model",
             option=name,
         )
     try:

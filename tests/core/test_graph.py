@@ -25,7 +25,8 @@ from lockstep.core.topology import Barrier, Edge, Node
 from lockstep.errors import ConfigurationError, StateError
 from lockstep.graph import Command, Graph, NodeSpec, Send, StateGraph
 from lockstep.messages import add_messages
-from lockstep.schema import instance_of, name_of, schema_of, values_of
+from lockstep.models import instance_of, values_of
+from lockstep.schema import name_of, schema_of
 
 
 class State(TypedDict, total=False):
@@ -373,8 +374,8 @@ def test_a_node_runs_on_the_event_loop_if_it_or_a_router_must(function: Any, rou
         ),
         (lambda: pair().add_edge(START, "one").compile(), "node", ["'two'", "add an edge to it, or remove it"]),
         (lambda: Graph(State, merges={"topik": max}), "merges", ["'topik'", "State"]),
-        (lambda: Graph(dict), "state", ["TypedDict or a dataclass", "dict"]),
-        (lambda: Graph({"topic": str}), "state", ["TypedDict or a dataclass"]),  # type: ignore[arg-type]
+        (lambda: Graph(dict), "state", ["TypedDict, a dataclass", "dict"]),
+        (lambda: Graph({"topic": str}), "state", ["TypedDict, a dataclass"]),  # type: ignore[arg-type]
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -18,8 +18,8 @@ from lockstep.core.state import State
 from lockstep.errors import LockstepError, NodeFailedError, NodeTimeoutError, RouteError, StateError, text_of
 from lockstep.graph import Command, CompiledGraph, NodeSpec, Overwrite, Router, Send
 from lockstep.interrupts import ASKS
+from lockstep.models import instance_of, values_of
 from lockstep.records import Task
-from lockstep.schema import instance_of, values_of
 from lockstep.wire import encode_outcome
 from lockstep_worker.context import NodeContext
 
