@@ -13,7 +13,7 @@ import msgspec
 
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.frontier import decode_frontier
-from lockstep.core.migration import is_migration
+from lockstep.core.outside import outside_kind
 from lockstep.core.records import Finished, Frontier, Write
 from lockstep.core.state import State
 from lockstep.core.superstep import Step, advance, begin
@@ -44,7 +44,7 @@ def violations(reader: Reader, graphs: Mapping[str, CompiledGraph]) -> Iterator[
 def _recomputed(reader: Reader, row: RunRow, graph: CompiledGraph) -> Iterator[str]:
     state, frontier, emitted = State(), Frontier(), list[Emitted]()
     for step in reader.steps(row.run_id, 0, row.step_id):
-        if is_migration(row.run_id, step.step_id, step.state_hash, step.idempotency_key):
+        if outside_kind(row.run_id, step.step_id, step.state_hash, step.idempotency_key) is not None:
             state, frontier = state.patched(step.patch), decode_frontier(step.frontier, step.step_id)
             continue
         items, journal = items_in_place(reader, row.run_id, frontier.items)

@@ -341,9 +341,10 @@ class Coordinator:
         return all_ours
 
     def _accept(self, run: ActiveRun, transition: Transition, step: Step | None) -> None:
+        before = run.row.status
         run.accept(transition, step)
         if run.row.status in FINISHED:
-            self.counts.ended[run.row.status.value, run.error_type] += 1
+            self.counts.ended[run.row.status.value, run.error_type] += run.row.status is not before
             self._forget(run)
         elif transition.update is not None and (transition.update.revives or transition.update.graph_hash is not None):
             self._forget(run)

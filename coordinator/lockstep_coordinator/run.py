@@ -12,14 +12,16 @@ from typing import Any
 
 import msgspec
 
-from lockstep.core.canonical import canonical_bytes
+from lockstep.core.canonical import MAX_DEPTH, canonical_bytes
+from lockstep.core.frontier import decode_frontier
 from lockstep.core.lifecycle import FINISHED, RunStatus, may_move
-from lockstep.core.migration import migrate
+from lockstep.core.outside import fork, migrate, update
 from lockstep.core.records import Frontier, Write
 from lockstep.core.state import State
 from lockstep.core.superstep import Step, advance, begin
 from lockstep.costs import as_text, total
-from lockstep.errors import GraphVersionError, LockstepError, RunCancelledError, text_of
+from lockstep.errors import GraphVersionError, LockstepError, RunCancelledError, StateError, text_of
+from lockstep.forks import fork_input_of
 from lockstep.graph import CompiledGraph
 from lockstep.interrupts import question_id
 from lockstep.options import Options, decode_options, encode_options
@@ -29,6 +31,12 @@ from lockstep_coordinator.items import ItemsUnderWay, Retry
 
 SNAPSHOT_MIN_BYTES = 16 * 1024
 """Below this many bytes of patches since the last snapshot, no new one is taken, however small the state."""
+
+CHANGEABLE = frozenset({RunStatus.INTERRUPTED, RunStatus.PAUSED, RunStatus.FAILED})
+"""The statuses in which a run's state is changed from outside: nothing of it is under way, and it can go on."""
+
+FRONTIER_DEPTH = MAX_DEPTH + 3
+"""Levels in a frontier's JSON: those of a Send's payload, and its own."""
 
 BACKPRESSURE = f"{ENGINE_EVENTS}backpressure"
 """The event of a step some of whose items had to wait for room in a queue: how many, and for which."""
@@ -45,6 +53,7 @@ class ActiveRun(ItemsUnderWay):
         self._consumed: list[str] = []
         self._revived = False
         self._unpaused = False
+        self._updating: Command | None = None
         self._patch_bytes = 0
         self._snapshot_bytes = 0
 
@@ -85,6 +94,10 @@ class ActiveRun(ItemsUnderWay):
 
     def obey(self, command: Command) -> None:
         """Take in a command; one that the run's status does not allow is answered by doing nothing."""
+        if command.kind == "update":
+            # One at a time; the others stay where they are until the next look.
+            self._updating = self._updating or command
+            return
         self._consumed.append(command.command_id)
         match command.kind:
             case "cancel" if may_move(self.row.status, RunStatus.CANCELLED):
@@ -108,6 +121,8 @@ class ActiveRun(ItemsUnderWay):
         journal, self._journal = tuple(self._journal), []
         consumed, self._consumed = tuple(self._consumed), []
         common = Transition(run_id=self.row.run_id, journal=journal, consumed=consumed)
+        if self._updating is not None:
+            return self._from_outside(common, self._updating)
         if self._revived:
             update = self._update(RunStatus.RUNNING, retries=self.row.retries + 1)
             return msgspec.structs.replace(common, update=msgspec.structs.replace(update, revives=True)), None
@@ -138,25 +153,51 @@ class ActiveRun(ItemsUnderWay):
         if status is RunStatus.PAUSED:
             events += (self._pause_event(len(events), step.step_id),)
         pinned = self.graph.hash if self.graph.hash != self.row.graph_hash else None
-        return (
-            Transition(
-                run_id=self.row.run_id,
-                journal=journal,
-                consumed=consumed,
-                step=StepRow(
-                    run_id=self.row.run_id,
-                    step_id=step.step_id,
-                    idempotency_key=step.idempotency_key,
-                    state_hash=step.state_hash,
-                    patch=step.patch,
-                    frontier=step.encoded_frontier,
-                ),
-                snapshot=self._snapshot_if_due(step),
-                update=msgspec.structs.replace(self._update(status, step=step), graph_hash=pinned),
-                events=events,
-            ),
-            step,
+        changed = msgspec.structs.replace(self._update(status, step=step), graph_hash=pinned)
+        return msgspec.structs.replace(self._transition_of(common, step, changed), events=events), step
+
+    def _transition_of(self, common: Transition, step: Step, changed: RunUpdate) -> Transition:
+        row = StepRow(
+            run_id=self.row.run_id,
+            step_id=step.step_id,
+            idempotency_key=step.idempotency_key,
+            state_hash=step.state_hash,
+            patch=step.patch,
+            frontier=step.encoded_frontier,
         )
+        return msgspec.structs.replace(common, step=row, snapshot=self._snapshot_if_due(step), update=changed)
+
+    def _from_outside(self, common: Transition, command: Command) -> tuple[Transition, Step | None]:
+        """Change the state as somebody asks, or say why not; who asked finds the event by the command's id."""
+        self._updating = None
+        common = msgspec.structs.replace(common, consumed=(*common.consumed, command.command_id))
+        asked = json.loads(command.payload)
+        status = self.row.status
+        step_id = self.row.step_id + 1
+        try:
+            if status not in CHANGEABLE or self.row.step_id < 0:
+                names = ", ".join(sorted(CHANGEABLE))
+                text = f"run {self.run_id} is {status} after step {self.row.step_id}; only one that is {names} can be changed"
+                raise StateError(f"{text}: fork it, or wait until it rests")
+            writes = [Write(name, value) for name, value in asked["update"].items()]
+            args = (self.graph.program, self.options.conflict_policy, self.run_id, step_id, self.state, self.frontier)
+            step = update(*args, writes, asked["as_node"])
+        except LockstepError as refused:
+            said = {"command_id": command.command_id, "error": refused.to_record()}
+            event = self._event(0, self.row.step_id, "", f"{ENGINE_EVENTS}refused", said)
+            same = self._update(status, error=self.row.error)
+            return msgspec.structs.replace(common, update=same, events=(event,)), None
+        said = {"command_id": command.command_id, "as_node": asked["as_node"], "fields": sorted(asked["update"])}
+        goes_on = RunStatus.PAUSED if status is RunStatus.PAUSED else RunStatus.RUNNING
+        revives = status is RunStatus.FAILED
+        changed = self._update(goes_on, step=step, retries=self.row.retries + 1 if revives else None)
+        transition = msgspec.structs.replace(
+            self._transition_of(common, step, changed),
+            events=(self._event(0, step_id, "", f"{ENGINE_EVENTS}updated", said),),
+        )
+        if revives:
+            transition = msgspec.structs.replace(transition, update=msgspec.structs.replace(changed, revives=True))
+        return transition, step
 
     def _go_on_after_pause(self, common: Transition) -> Transition:
         self._unpaused = False
@@ -199,6 +240,10 @@ class ActiveRun(ItemsUnderWay):
     def _step(self) -> Step | None:
         """The next step, if no result is missing. Computed once: before, results just accumulate."""
         program, policy, run_id = self.graph.program, self.options.conflict_policy, self.row.run_id
+        if self.row.step_id < 0 and (begun := fork_input_of(self.row)) is not None:
+            frontier = decode_frontier(canonical_bytes(begun.frontier, depth=FRONTIER_DEPTH), begun.step_id)
+            writes = [Write(name, value) for name, value in begun.update.items()]
+            return fork(program, policy, run_id, State.of(begun.state), frontier, writes, begun.as_node)
         if self.row.step_id < 0:
             writes = [Write(name, value) for name, value in json.loads(self.row.input).items()]
             return begin(program, policy, run_id, writes)

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
+
 from lockstep.broker.announce import Announcer
 from lockstep.broker.live import RedisLiveReader
 from lockstep.config import checked_namespace, read_settings
@@ -188,6 +190,12 @@ class Client:
                 'mode "custom" comes over Redis; give redis_url, or set LOCKSTEP_REDIS_URL', option="redis_url"
             )
         return RedisLiveReader(self._redis_url, self._namespace, run_id)
+
+    def begin(self, run: NewRun) -> RunRow:
+        """Store a run, and wake who will own it."""
+        [submitted] = self._store.submit([msgspec.structs.replace(run, partition_id=self._partitions.of(run.shard))])
+        self._announce(submitted.row)
+        return submitted.row
 
     def replay(self, row: RunRow) -> ReplayReport:
         """Refused: a client has no graph."""

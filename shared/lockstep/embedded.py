@@ -6,6 +6,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
+import msgspec
+
 from lockstep.broker.inprocess import InProcessBroker
 from lockstep.broker.live import HubReader, LiveHub
 from lockstep.core.lifecycle import SETTLED
@@ -15,7 +17,7 @@ from lockstep.graph import CompiledGraph, serving
 from lockstep.options import Options
 from lockstep.ports import Reader, Store
 from lockstep.prices import PRICES, Pricing
-from lockstep.records import Command, RunRow
+from lockstep.records import Command, NewRun, RunRow
 from lockstep.replay import replay_run
 from lockstep.run import ReplayReport
 from lockstep.store import open_store
@@ -143,7 +145,7 @@ class Embedded:
             )
 
     def send(self, command: Command) -> None:
-        if command.kind == "retry":
+        if command.kind in ("retry", "update"):
             [row] = self.store.find_runs(run_ids=[command.run_id])
             self.check_version(row)
         self.coordinator.adopt([command.run_id])
@@ -157,6 +159,12 @@ class Embedded:
     def cause_of(self, run_id: str) -> BaseException | None:
         with self._lock:
             return self._causes.get(run_id)
+
+    def begin(self, run: NewRun) -> RunRow:
+        [submitted] = self.store.submit([msgspec.structs.replace(run, partition_id=self.lease_id)])
+        if submitted.created:
+            self.coordinator.take([submitted.row])
+        return submitted.row
 
     def replay(self, row: RunRow) -> ReplayReport:
         return replay_run(self.store, row, self._graphs)

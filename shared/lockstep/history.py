@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lockstep.core.frontier import decode_frontier, stand_in
-from lockstep.core.migration import MIGRATION, is_migration, migration_path
 from lockstep.core.ordering import ROOT_PATH, order_key_of
+from lockstep.core.outside import Outside, outside_kind, outside_path
 from lockstep.core.records import Frontier, WorkItem, Write
 from lockstep.core.state import State, apply_patches
 from lockstep.costs import Usage, used_of
@@ -82,8 +82,9 @@ def read_history(reader: Reader, run_id: str, first: int, last: int) -> Iterator
         ordered = iter(in_place)
         for step_id, items in ran.items():
             tasks = [task_record(item, journal) for item in itertools.islice(ordered, len(items))]
-            if is_migration(run_id, step_id, rows[step_id].state_hash, rows[step_id].idempotency_key):
-                tasks = [_migration_record(step_id)]
+            kind = outside_kind(run_id, step_id, rows[step_id].state_hash, rows[step_id].idempotency_key)
+            if kind is not None:
+                tasks = [_record_from_outside(kind, step_id)]
             yield _step_record(rows[step_id], tasks)
 
 
@@ -157,10 +158,10 @@ def task_record(item: WorkItem, journal: Mapping[bytes, Sequence[JournalRow]]) -
     )
 
 
-def _migration_record(step_id: int) -> TaskRecord:
-    """The one item of a step in which a run went over to another version of its graph; no worker had it."""
-    path = migration_path(step_id)
-    item = WorkItem(MIGRATION, path, ROOT_PATH, step_id, order_key_of("edge", 0, path), step_id)
+def _record_from_outside(kind: Outside, step_id: int) -> TaskRecord:
+    """The one item of a step that came from outside; no worker had it."""
+    path = outside_path(kind, step_id)
+    item = WorkItem(kind, path, ROOT_PATH, step_id, order_key_of("edge", 0, path), step_id)
     return dataclasses.replace(task_record(item, {}), status="done")
 
 

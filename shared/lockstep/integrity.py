@@ -9,8 +9,8 @@ from operator import attrgetter
 
 from lockstep.core.frontier import decode_frontier
 from lockstep.core.lifecycle import RunStatus
-from lockstep.core.migration import is_migration
 from lockstep.core.ordering import idempotency_key_of, path_of
+from lockstep.core.outside import outside_kind
 from lockstep.core.state import State
 from lockstep.history import STEPS_PER_READ, items_in_place
 from lockstep.ports import Reader
@@ -117,14 +117,14 @@ class Check:
 
     def _follow_step(self, step: StepRow) -> None:
         self._require(step, step.step_id == self._step_id + 1, "is out of order")
-        migrates = is_migration(step.run_id, step.step_id, step.state_hash, step.idempotency_key)
+        from_outside = outside_kind(step.run_id, step.step_id, step.state_hash, step.idempotency_key) is not None
         complete = self._done == self._paths and len(self._results) == len(self._paths)
-        self._require(step, complete or migrates, "was stored without the results of all its items")
+        self._require(step, complete or from_outside, "was stored without the results of all its items")
         with self._reading(step):
             state, frontier = self._state.patched(step.patch), decode_frontier(step.frontier, step.step_id)
         self._require(step, state.hash() == step.state_hash, "does not lead to a state with its hash")
         key = idempotency_key_of(step.run_id, step.step_id, self._results, step.state_hash)
-        self._require(step, migrates or key == step.idempotency_key, "does not have the key of its items")
+        self._require(step, from_outside or key == step.idempotency_key, "does not have the key of its items")
         self._step_id, self._state, self._paths = step.step_id, state, {item.path for item in frontier.items}
         self._last_entry, self._handlers, self._done, self._results = NO_ENTRY, {}, set(), set()
 

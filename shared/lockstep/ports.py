@@ -54,6 +54,7 @@ class Reader(Protocol):
         run_ids: Collection[str] | None = None,
         status: RunStatus | None = None,
         graph: str | None = None,
+        parent: str | None = None,
         after: str | None = None,
         limit: int = 100,
     ) -> list[RunRow]:

@@ -25,13 +25,19 @@ from lockstep.errors import (
     RunNotFoundError,
     WaitTimeoutError,
 )
-from lockstep.history import StepRecord, read_history, read_interrupts, read_state
+from lockstep.forks import ForkInput, Origin, origin_of
+from lockstep.history import StepRecord, read_history, read_interrupts, read_position, read_state
 from lockstep.interrupts import Interrupt, answers_for
+from lockstep.models import values_of
 from lockstep.options import DEFAULTS, Options, decode_options, encode_options
 from lockstep.ports import LiveReader, Reader
-from lockstep.records import Command, RunRow
+from lockstep.records import Command, NewRun, RunRow
 from lockstep.streaming import Follower, StreamEvent, StreamMode, check_modes, typed
+from lockstep.submission import check_same, checked_id, new_run_id
+from lockstep.wire import ENGINE_EVENTS
 
+UPDATE_SECONDS = 30.0
+"""How long `update_state` waits for the run's owner."""
 FIRST_POLL_SECONDS = 0.005
 CHUNKS_POLL_SECONDS = 0.02
 """How often a coroutine looks for what nodes stream, where it has to look."""
@@ -82,6 +88,9 @@ class Backend(Protocol):
 
     def replay(self, row: RunRow) -> ReplayReport:
         """See `Run.replay`."""
+
+    def begin(self, run: NewRun) -> RunRow:
+        """Store a run of a graph that another run is of, and let it begin. `partition_id` is chosen here."""
 
     def live(self, run_id: str) -> LiveReader:
         """What nodes of the run stream. Raises ConfigurationError where that cannot be seen."""
@@ -334,6 +343,113 @@ class Run:
         """`costs` without blocking the event loop."""
         return await asyncio.to_thread(self.costs)
 
+    def update_state(self, update: Any, as_node: str | None = None, *, timeout_seconds: float = UPDATE_SECONDS) -> int:
+        """Change the state of a run that is interrupted, paused or failed, and return the step that does so.
+
+        The fields go through their reducers. What was due begins anew on the new state, and a question is asked again; with
+        `as_node`, the run goes on as if that node had just returned this, its routers included. An interrupted or failed run
+        goes on at once. Raises StateError for another status, or what does not fit the state, ConflictError, ReducerError, and
+        WaitTimeoutError if nobody has taken it in by then.
+        """
+        row = self.row()
+        payload = {"update": self._dumped(row, update, "the update"), "as_node": as_node}
+        self._changing_version = row.version
+        command_id = self._command("update", payload)
+        changed = threading.Event()
+        unsubscribe = self.backend.subscribe(self.run_id, changed.set, each_step=True)
+        deadline, pauses = time.monotonic() + timeout_seconds, self._pauses()
+        try:
+            while (answer := self._answer_to(command_id, row.version)) is None:
+                self.backend.check(self.run_id)
+                if (left := min(next(pauses), deadline - time.monotonic())) <= 0:
+                    raise self._timeout(timeout_seconds)
+                changed.wait(left)
+                changed.clear()
+        finally:
+            unsubscribe()
+        if isinstance(answer, LockstepError):
+            raise answer
+        return answer
+
+    def _answer_to(self, command_id: str, since: int) -> int | LockstepError | None:
+        """The step that carried out a command, or why it was refused; None: neither is committed."""
+        for event in self.backend.reader.events(self.run_id, since):
+            if event.type in (f"{ENGINE_EVENTS}updated", f"{ENGINE_EVENTS}refused"):
+                said = json.loads(event.data)
+                if said["command_id"] == command_id:
+                    return LockstepError.from_record(said["error"]) if "error" in said else event.step_id
+        return None
+
+    def _dumped(self, row: RunRow, update: Any, what: str) -> dict[str, Any]:
+        values = values_of(update, what)
+        schema = self.backend.schema_of(row)
+        plain = values if schema is None else schema.dumped(values)
+        for name, value in plain.items():
+            canonical_bytes(value, field=name)
+        return plain
+
+    async def aupdate_state(self, update: Any, as_node: str | None = None) -> int:
+        """`update_state` without blocking the event loop."""
+        return await asyncio.to_thread(self.update_state, update, as_node)
+
+    def fork(
+        self,
+        step_id: int | None = None,
+        update: Any = None,
+        *,
+        as_node: str | None = None,
+        run_id: str | None = None,
+        options: Options | None = None,
+    ) -> Run:
+        """Begin a new run with what this one had come to after a step (the last one), changed as by `update_state`.
+
+        Its step 0 is that; the nodes that were due then run, on the version of the graph that this run is pinned to now, with
+        its options, where `options` does not change them. This run stays as it is. Raises StateError if that step is not
+        committed, or the update does not fit.
+        """
+        row = self.row()
+        at = row.step_id if step_id is None else step_id
+        position = read_position(self.backend.reader, self.run_id, at)
+        [step] = self.backend.reader.steps(self.run_id, at, at)
+        begun = ForkInput(
+            run_id=self.run_id,
+            step_id=at,
+            state=position.state.values,
+            frontier=json.loads(step.frontier),
+            update=self._dumped(row, update if update is not None else {}, "the update"),
+            as_node=as_node,
+        )
+        chosen = decode_options(json.loads(row.options)).overridden(options)
+        new = NewRun(
+            run_id=checked_id("run_id", run_id) if run_id is not None else new_run_id(),
+            graph=row.graph,
+            graph_hash=row.graph_hash,
+            input=begun.encoded(),
+            options=canonical_bytes(encode_options(chosen)),
+            partition_id="",
+            shard=row.shard,
+            parent_run_id=self.run_id,
+        )
+        stored = self.backend.begin(new)
+        check_same(stored, new.graph, new.input)
+        return Run(stored.run_id, self.backend, owner=self._owner)
+
+    async def afork(self, step_id: int | None = None, update: Any = None, **choices: Any) -> Run:
+        """`fork` without blocking the event loop."""
+        return await asyncio.to_thread(self.fork, step_id, update, **choices)
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where this run was forked from: run and step; None: it was not."""
+        return origin_of(self.row())
+
+    def forks(self) -> Iterator[Run]:
+        """The runs that were forked from this one, ascending by run_id."""
+        after = None
+        while rows := self.backend.reader.find_runs(parent=self.run_id, after=after):
+            yield from (Run(row.run_id, self.backend, owner=self._owner) for row in rows if origin_of(row) is not None)
+            after = rows[-1].run_id
+
     def replay(self) -> ReplayReport:
         """Execute the run's nodes again, as journalled, and compare all that they do; nothing is stored, and no call is made.
 
@@ -371,8 +487,10 @@ class Run:
             self._changing_version = row.version
             self._command("retry", changes)
 
-    def _command(self, kind: str, payload: Any) -> None:
-        self.backend.send(Command(run_id=self.run_id, command_id=uuid.uuid4().hex, kind=kind, payload=canonical_bytes(payload)))
+    def _command(self, kind: str, payload: Any) -> str:
+        command_id = uuid.uuid4().hex
+        self.backend.send(Command(run_id=self.run_id, command_id=command_id, kind=kind, payload=canonical_bytes(payload)))
+        return command_id
 
     def typed(self, row: RunRow, values: dict[str, Any]) -> dict[str, Any]:
         """Values as their annotations say, where the run's graph is loaded."""

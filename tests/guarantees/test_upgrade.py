@@ -35,7 +35,7 @@ from lockstep.wire import ENGINE_EVENTS
 from lockstep_coordinator.relay import SinkRelay
 
 RELEASES = Path(__file__).parent / "releases"
-STORES = [("0001", "sqlite"), ("0001", "postgres")]
+STORES = [("0001", "sqlite"), ("0001", "postgres"), ("0002", "sqlite"), ("0002", "postgres")]
 """Each release, with the stores that it had."""
 MORE = 3
 """So many short runs more: all but the first of them also begin from now on."""

@@ -12,6 +12,7 @@ from lockstep.core.canonical import canonical_bytes
 from lockstep.core.frontier import unknown_target
 from lockstep.core.merge import fold
 from lockstep.core.ordering import END, START
+from lockstep.core.outside import UPDATE
 from lockstep.core.policy import ConflictPolicy
 from lockstep.core.records import Failure, Route, Write
 from lockstep.core.state import State
@@ -36,7 +37,7 @@ async def execute(graph: CompiledGraph, task: Task, context: NodeContext, isolat
     The coroutine of a node without async parts never suspends: `without_loop` runs it in a plain thread.
     """
     spec = graph.nodes[task.place]
-    called = spec.handler if task.stands_for is not None else spec
+    called = None if task.node_id == UPDATE else spec.handler if task.stands_for is not None else spec
     returned = None
     if called is spec and spec.isolation == "process":
         returned = isolated(spec, _argument(graph, task))

@@ -25,6 +25,8 @@ COMMANDS = {
     "resume": "lockstep.cli.run",
     "retry": "lockstep.cli.run",
     "cancel": "lockstep.cli.submit",
+    "update": "lockstep.cli.travel",
+    "fork": "lockstep.cli.travel",
     "replay": "lockstep.cli.replay",
     "outbox": "lockstep.cli.outbox",
     "versions": "lockstep.cli.versions",

@@ -21,7 +21,7 @@ from lockstep.core.lifecycle import RunStatus
 from lockstep.core.merge import Schema
 from lockstep.errors import ConfigurationError
 from lockstep.ports import LiveReader, Store
-from lockstep.records import Command, RunRow
+from lockstep.records import Command, NewRun, RunRow
 from lockstep.run import ReplayReport, Run
 from lockstep.store import open_store
 
@@ -60,6 +60,10 @@ class ReadOnly:
         """Refuse: nothing is followed here."""
         raise ConfigurationError("this command only reads")
 
+    def begin(self, run: NewRun) -> RunRow:
+        """Refuse: this command only reads."""
+        raise ConfigurationError("this command only reads")
+
     def replay(self, row: RunRow) -> ReplayReport:
         """Refuse: there is no graph."""
         raise ConfigurationError("this command only reads")
@@ -68,15 +72,24 @@ class ReadOnly:
 @click.command()
 @click.option("--status", type=click.Choice([status.value for status in RunStatus]), help="Only runs with this status.")
 @click.option("--graph", help="Only runs of this graph.")
+@click.option("--forks-of", metavar="RUN_ID", help="Only runs that were forked from this one.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(min=1), help="How many to list.")
 @click.option("--after", metavar="RUN_ID", help="Only runs behind this id: the next page.")
 @store_option
 @json_option
-def runs(status: str | None, graph: str | None, limit: int, after: str | None, store: str | None, as_json: bool) -> None:
+def runs(
+    status: str | None,
+    graph: str | None,
+    forks_of: str | None,
+    limit: int,
+    after: str | None,
+    store: str | None,
+    as_json: bool,
+) -> None:
     """List runs, ascending by id."""
     wanted = RunStatus(status) if status else None
     with closing(open_store(read_settings(store=store).store_url, create=False)) as opened:
-        rows = opened.find_runs(status=wanted, graph=graph, after=after, limit=limit)
+        rows = opened.find_runs(status=wanted, graph=graph, parent=forks_of, after=after, limit=limit)
     if as_json:
         print_json([_listed(row) for row in rows])
         return

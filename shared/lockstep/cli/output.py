@@ -8,10 +8,12 @@ import sys
 from typing import Any
 
 import click
+import msgspec
 from rich.console import Console
 from rich.markup import escape
 
 from lockstep.costs import as_text
+from lockstep.forks import origin_of
 from lockstep.run import Run
 
 VALUE_CHARACTERS = 200
@@ -21,6 +23,7 @@ VALUE_CHARACTERS = 200
 def run_record(run: Run) -> dict[str, Any]:
     """A run as `run --json` and `show --json` print it."""
     row, costs = run.row(), run.costs()
+    origin = origin_of(row)
     return {
         "run_id": row.run_id,
         "graph": row.graph,
@@ -31,6 +34,7 @@ def run_record(run: Run) -> dict[str, Any]:
         "error": run.error_record(),
         "interrupts": [dataclasses.asdict(one) for one in run.interrupts()],
         "cost_usd": as_text(costs.cost_usd) if costs.calls else None,
+        **({"origin": msgspec.to_builtins(origin)} if origin is not None else {}),
     }
 
 
@@ -57,6 +61,8 @@ def print_run(console: Console, record: dict[str, Any]) -> None:
         console.print(
             f"[yellow]{asked['id']}[/yellow] {escape(asked['node_id'])} asks {escape(value)}", highlight=False, soft_wrap=True
         )
+    if (origin := record.get("origin")) is not None:
+        console.print(f"[dim]forked from run {escape(origin['run_id'])} after step {origin['step_id']}[/dim]", highlight=False)
     if record["cost_usd"] is not None:
         console.print(f"[dim]its calls to models cost {record['cost_usd']} USD[/dim]", highlight=False)
     state_hash = f", state_hash {record['state_hash']}" if record["state_hash"] else ""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import msgspec
+
 from lockstep.core.canonical import encode_json, quoted
 from lockstep.core.ordering import END, ROOT_PATH, START, Ordering, order_key_of, path_of
 from lockstep.core.records import Finished, Frontier, Route, Waiting, WorkItem
@@ -142,7 +144,7 @@ def encode_frontier(frontier: Frontier, ordering: Ordering) -> bytes:
     """The frontier as canonical JSON, each parent written once: a fan-out of 10,000 shares one. "edge" ordering is left out.
 
     {"arrived":{"0":["a"]},"deferred":[[node, parent, edge_index, trigger_step, payload?]],
-     "items":[[node, parent, edge_index, payload?]],"ordering":"hash","parents":["hex"]}
+     "items":[[node, parent, edge_index, payload?]],"ordering":"hash","parents":["hex"],"stands_for":{"0":node}}
     """
     parents: dict[bytes, int] = {}
 
@@ -157,8 +159,17 @@ def encode_frontier(frontier: Frontier, ordering: Ordering) -> bytes:
     items = b",".join([entry(item) for item in frontier.items])
     arrived = _json({str(index): sorted(members) for index, members in frontier.arrived.items()}) if frontier.arrived else b"{}"
     listed = b",".join([b'"%s"' % parent.hex().encode() for parent in parents])
+    standing = {str(index): item.stands_for for index, item in enumerate(frontier.items) if item.stands_for is not None}
+    stand = b',"stands_for":%b' % _json(standing) if standing else b""
     rule = b"" if ordering == "edge" else b'"ordering":%b,' % _json(ordering)
-    return b'{"arrived":%b,"deferred":[%b],"items":[%b],%b"parents":[%b]}' % (arrived, deferred, items, rule, listed)
+    return b'{"arrived":%b,"deferred":[%b],"items":[%b],%b"parents":[%b]%b}' % (
+        arrived,
+        deferred,
+        items,
+        rule,
+        listed,
+        stand,
+    )
 
 
 def decode_frontier(data: bytes, step_id: int) -> Frontier:
@@ -174,7 +185,10 @@ def decode_frontier(data: bytes, step_id: int) -> Frontier:
         for node_id, parent, edge_index, trigger_step, *payload in record["deferred"]
     )
     arrived = {int(index): frozenset(members) for index, members in record["arrived"].items()}
-    return Frontier(ranked(due, record.get("ordering", "edge"), step_id), deferred, arrived)
+    items = ranked(due, record.get("ordering", "edge"), step_id)
+    if standing := record.get("stands_for"):
+        items = tuple(msgspec.structs.replace(item, stands_for=standing.get(str(index))) for index, item in enumerate(items))
+    return Frontier(items, deferred, arrived)
 
 
 def _json(value: object) -> bytes:

@@ -347,6 +347,7 @@ class MemoryStore:
         run_ids: Collection[str] | None = None,
         status: RunStatus | None = None,
         graph: str | None = None,
+        parent: str | None = None,
         after: str | None = None,
         limit: int = 100,
     ) -> list[RunRow]:
@@ -359,6 +360,7 @@ class MemoryStore:
                 for row in rows
                 if (status is None or row.status is status)
                 and (graph is None or row.graph == graph)
+                and (parent is None or row.parent_run_id == parent)
                 and (after is None or row.run_id > after)
             )
             return list(itertools.islice(found, limit))

@@ -8,7 +8,7 @@ from lockstep.errors import ConfigurationError
 from lockstep.store.access import Access
 from lockstep.store.database import open_database
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration; a test compares it with the files."""
 
 

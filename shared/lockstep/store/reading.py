@@ -31,6 +31,7 @@ class SqlReader:
         run_ids: Collection[str] | None = None,
         status: RunStatus | None = None,
         graph: str | None = None,
+        parent: str | None = None,
         after: str | None = None,
         limit: int = 100,
     ) -> list[RunRow]:
@@ -40,6 +41,8 @@ class SqlReader:
             query = query.where(r.status == status.value)
         if graph is not None:
             query = query.where(r.graph == graph)
+        if parent is not None:
+            query = query.where(r.parent_run_id == parent)
         if after is not None:
             query = query.where(r.run_id > after)
         with self._access.reading() as connection:

@@ -69,6 +69,7 @@ runs = Table(
     # Of what never changes: an index of what steps change would make each step dearer.
     Index("runs_by_age", "created_at"),
     Index("runs_of_graph_by_age", "graph", "created_at"),
+    Index("runs_by_parent", "parent_run_id"),
     comment="One row per run, and where it stands.",
 )
 
