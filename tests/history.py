@@ -47,6 +47,9 @@ def _recomputed(reader: Reader, row: RunRow, graph: CompiledGraph) -> Iterator[s
         if outside_kind(row.run_id, step.step_id, step.state_hash, step.idempotency_key) is not None:
             state, frontier = state.patched(step.patch), decode_frontier(step.frontier, step.step_id)
             continue
+        if step.step_id == 0 and row.thread_id is not None:  # What it began with is the run's before.
+            state, frontier = state.patched(step.patch), decode_frontier(step.frontier, 0)
+            continue
         items, journal = items_in_place(reader, row.run_id, frontier.items)
         finished: dict[bytes, Finished] = {}
         for item in items:

@@ -39,6 +39,7 @@ from lockstep_coordinator.items import Retry, Unusable, Verdict
 from lockstep_coordinator.lease import is_dead
 from lockstep_coordinator.recovery import load
 from lockstep_coordinator.run import ActiveRun
+from lockstep_coordinator.threads import first_of_threads, thread_state
 
 A = TypeVar("A", TaskResult, HandedBack, Outstanding)
 
@@ -217,12 +218,19 @@ class Coordinator:
             if row.run_id not in self._runs:
                 self._load(row)
 
-    def _load(self, row: RunRow) -> ActiveRun | None:
-        """Put a run into memory; None: its graph's version is not loaded here, and it waits for who has it."""
+    def _load(self, row: RunRow, *, to_end_it: bool = False) -> ActiveRun | None:
+        """Put a run into memory; None: its graph's version is not loaded here, and it waits for who has it; or it waits for the
+        run before in its thread, unless this is `to_end_it`.
+        """
         try:
             run, pausing = load(self._store, row, self._graphs, self._clock.time())
         except GraphVersionError:
             return None
+        if row.thread_id is not None and row.step_id < 0 and not to_end_it:
+            place = self._store.before_in_thread(row)
+            if not place.is_free:
+                return None
+            run.base = thread_state(self._store, place.previous)
         self._runs[run.run_id] = self._moved[run.run_id] = run
         if run.options.deadline_seconds is not None:
             passed = max(0.0, self._clock.time() - row.created_at / 1000)
@@ -284,7 +292,7 @@ class Coordinator:
     def _look(self) -> None:
         """Look for what no message announced: runs submitted elsewhere, and commands."""
         work = self._store.poll(self._lease_id)
-        for row in work.new:
+        for row in first_of_threads(work.new):
             if row.run_id not in self._runs and row.partition_id in self._owned:
                 self._load(row)
         for command in work.commands:
@@ -295,7 +303,7 @@ class Coordinator:
         if run is None:
             # None: it was deleted meanwhile, and its commands with it; or its partition has not been taken up yet.
             rows = [row for row in self._store.find_runs(run_ids=[command.run_id]) if row.partition_id in self._owned]
-            run = self._load(rows[0]) if rows else None
+            run = self._load(rows[0], to_end_it=command.kind == "cancel") if rows else None
         if run is not None:
             run.obey(command)
             self._moved[run.run_id] = run
@@ -346,6 +354,8 @@ class Coordinator:
         if run.row.status in FINISHED:
             self.counts.ended[run.row.status.value, run.error_type] += run.row.status is not before
             self._forget(run)
+            if run.row.thread_id is not None:
+                self._set_timer(0.0, self._look)  # The next run of the thread may begin.
         elif transition.update is not None and (transition.update.revives or transition.update.graph_hash is not None):
             self._forget(run)
             self._load(run.row)

@@ -48,6 +48,7 @@ class ActiveRun(ItemsUnderWay):
     def __init__(self, row: RunRow, graph: CompiledGraph, options: Options) -> None:
         super().__init__(row, graph, options)
         self.cause: BaseException | None = None
+        self.base: State | None = None
         self._fatal: LockstepError | None = None
         self._migrated: Step | None = None
         self._consumed: list[str] = []
@@ -246,7 +247,7 @@ class ActiveRun(ItemsUnderWay):
             return fork(program, policy, run_id, State.of(begun.state), frontier, writes, begun.as_node)
         if self.row.step_id < 0:
             writes = [Write(name, value) for name, value in json.loads(self.row.input).items()]
-            return begin(program, policy, run_id, writes)
+            return begin(program, policy, run_id, writes, self.base)
         if len(self._outcomes) < len(self._items):
             return None
         step_id = self.row.step_id + 1

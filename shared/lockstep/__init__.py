@@ -32,6 +32,7 @@ from lockstep.errors import (
     RunNotFoundError,
     StateError,
     StoreUnavailableError,
+    ThreadBusyError,
     UnknownGraphError,
     WaitTimeoutError,
 )
@@ -124,6 +125,7 @@ __all__ = [
     "StoreUnavailableError",
     "StreamEvent",
     "TaskRecord",
+    "ThreadBusyError",
     "UnknownGraphError",
     "Usage",
     "WaitTimeoutError",

@@ -24,7 +24,7 @@ from lockstep.ports import LiveReader, Reader
 from lockstep.records import Command, NewRun, RunRow
 from lockstep.run import ReplayReport, Run, runs_of
 from lockstep.store import open_store
-from lockstep.submission import check_same, checked_id, encoded_input, new_run_id
+from lockstep.submission import IfBusy, check_same, check_thread, checked_id, encoded_input, new_run_id
 
 GRAPHS_FRESH_SECONDS = 1.0
 """How long a client goes by what it has read of the graphs that are loaded."""
@@ -79,11 +79,15 @@ class Client:
         thread_id: str | None = None,
         options: Options | None = None,
         connection: object = None,
+        if_busy: IfBusy = "queue",
     ) -> Run:
         """Store a new run of the named graph, durably, in the version loaded last (a second ago); a coordinator begins it.
 
         With a `connection` (a Connection or Session of SQLAlchemy, to the database of the runs), the run becomes part of the
         transaction that is open there: it is there once the caller has committed, and a coordinator begins it within a second.
+
+        Runs with one `thread_id` share a state: each begins with what the one before has left, its input folded into that, and
+        waits until that one has ended. With `if_busy="reject"`, ThreadBusyError is raised instead of waiting.
 
         A run_id that is known with the same graph and input gives that run. Raises UnknownGraphError for a graph that no
         coordinator has loaded yet, StateError for an input that is no JSON object, RunExistsError, ConfigurationError,
@@ -94,6 +98,7 @@ class Client:
             checked_id("thread_id", thread_id)
         chosen = DEFAULTS.overridden(options)
         data = encoded_input(values_of(input, "the input"), chosen)
+        check_thread(self._store, graph, thread_id, run_id, if_busy)
         shard = shard_of(thread_id, None, run_id)
         new = NewRun(
             run_id=run_id,
@@ -149,9 +154,11 @@ class Client:
             raise RunNotFoundError(f"no run {run_id!r}; `lockstep runs` lists those there are", run_id=run_id)
         return Run(run_id, self, owner=self)
 
-    def runs(self, *, status: RunStatus | str | None = None, graph: str | None = None) -> Iterator[Run]:
-        """All runs with this status and graph, ascending by run_id; read in pages as they are asked for."""
-        return runs_of(self, self, status, graph)
+    def runs(
+        self, *, status: RunStatus | str | None = None, graph: str | None = None, thread_id: str | None = None
+    ) -> Iterator[Run]:
+        """All runs with this status, graph and thread, ascending by run_id; read in pages as they are asked for."""
+        return runs_of(self, self, status, graph, thread_id)
 
     def delete(self, run_id: str) -> bool:
         """Remove a finished run and all that belongs to it; False: it is not there or not finished."""

@@ -24,7 +24,7 @@ from lockstep.prices import PRICES, Pricing
 from lockstep.records import NewRun, RunRow
 from lockstep.run import Run, runs_of
 from lockstep.streaming import StreamEvent, StreamMode, check_modes
-from lockstep.submission import check_same, checked_id, encoded_input, new_run_id
+from lockstep.submission import IfBusy, check_same, check_thread, checked_id, encoded_input, new_run_id
 
 
 class Engine:
@@ -91,8 +91,12 @@ class Engine:
         thread_id: str | None = None,
         graph: str | None = None,
         options: Options | None = None,
+        if_busy: IfBusy = "queue",
     ) -> Run:
         """Store a new run, durably, and begin it; returns at once. `graph` is needed where the engine holds several.
+
+        Runs with one `thread_id` share a state: each begins with what the one before has left, its input folded into that, and
+        waits until that one has ended. With `if_busy="reject"`, ThreadBusyError is raised instead of waiting.
 
         A run_id that is known with the same graph and input gives that run, and goes on with it if its owner has died. Raises
         StateError for an input that does not fit the state, RunExistsError for a run_id of another graph or input,
@@ -106,6 +110,7 @@ class Engine:
             checked_id("thread_id", thread_id)
         data = _encoded_input(compiled, input, chosen)
         parts = self._running()
+        check_thread(parts.store, compiled.name, thread_id, run_id, if_busy)
         new = NewRun(
             run_id=run_id,
             graph=compiled.name,
@@ -166,9 +171,11 @@ class Engine:
             raise RunNotFoundError(f"no run {run_id!r} in {self._url}", run_id=run_id)
         return Run(run_id, parts, owner=self)
 
-    def runs(self, *, status: RunStatus | str | None = None, graph: str | None = None) -> Iterator[Run]:
-        """All runs with this status and graph, ascending by run_id; read in pages as they are asked for."""
-        return runs_of(self._running(), self, status, graph)
+    def runs(
+        self, *, status: RunStatus | str | None = None, graph: str | None = None, thread_id: str | None = None
+    ) -> Iterator[Run]:
+        """All runs with this status, graph and thread, ascending by run_id; read in pages as they are asked for."""
+        return runs_of(self._running(), self, status, graph, thread_id)
 
     def recover(self, run_id: str | None = None) -> list[Run]:
         """Take over the unfinished runs of engines that have died, as far as it holds their graphs; they go on at once.

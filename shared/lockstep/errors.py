@@ -17,6 +17,7 @@
     ├── RunInterruptedError         the run awaits a person
     ├── RunCancelledError           the run was cancelled, or passed its deadline
     ├── RunExistsError              the run_id belongs to another graph or input
+    ├── ThreadBusyError             another run of the thread has not ended
     ├── RunNotFoundError            no run has this run_id
     ├── UnknownGraphError           no graph of this name is loaded
     ├── GraphVersionError           the run is pinned to a version of the graph that is not loaded
@@ -217,6 +218,12 @@ class RunCancelledError(LockstepError):
 
 class RunExistsError(LockstepError):
     """The run_id is taken by a run of another graph or input."""
+
+
+class ThreadBusyError(LockstepError):
+    """Another run (`run_id`) of the thread `thread_id` has not ended, and the submission did not want to wait."""
+
+    thread_id: str | None = None
 
 
 class RunNotFoundError(LockstepError):

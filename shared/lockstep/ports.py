@@ -34,6 +34,7 @@ from lockstep.records import (
     Submitted,
     Task,
     TaskResult,
+    ThreadPlace,
     Transition,
     WaitingRun,
     Work,
@@ -55,10 +56,14 @@ class Reader(Protocol):
         status: RunStatus | None = None,
         graph: str | None = None,
         parent: str | None = None,
+        thread_id: str | None = None,
         after: str | None = None,
         limit: int = 100,
     ) -> list[RunRow]:
         """Runs that meet all conditions given, ascending by run_id and above `after`; at most `limit`."""
+
+    def before_in_thread(self, row: RunRow) -> ThreadPlace:
+        """What is before a run in its thread, among the runs of the same graph."""
 
     def steps(self, run_id: str, first: int, last: int) -> list[StepRow]:
         """The step records first..last, inclusive, that are committed; ascending."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from lockstep.core.lifecycle import RunStatus
+from lockstep.core.lifecycle import FINISHED, RunStatus
 from lockstep.core.records import Failure
 from lockstep.errors import LockstepError
 
@@ -328,6 +328,18 @@ class Submitted(msgspec.Struct, frozen=True):
 
     row: RunRow
     created: bool
+
+
+class ThreadPlace(msgspec.Struct, frozen=True):
+    """Where a run is in its thread: the run that was submitted before it, and whether any other one is under way."""
+
+    previous: RunRow | None
+    is_busy: bool
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the run may begin."""
+        return not self.is_busy and (self.previous is None or self.previous.status in FINISHED)
 
 
 class Work(msgspec.Struct, frozen=True):

@@ -497,19 +497,23 @@ class Run:
         return typed(self.backend.schema_of(row), values)
 
 
-def runs_of(backend: Backend, owner: object, status: RunStatus | str | None, graph: str | None) -> Iterator[Run]:
-    """All runs with this status and graph, ascending by run_id, in pages. Raises ConfigurationError for an unknown status."""
+def runs_of(
+    backend: Backend, owner: object, status: RunStatus | str | None, graph: str | None, thread_id: str | None = None
+) -> Iterator[Run]:
+    """All runs that are such, ascending by run_id, in pages. Raises ConfigurationError for an unknown status."""
     try:
         wanted = RunStatus(status) if status is not None else None
     except ValueError:
         known = ", ".join(RunStatus)
         raise ConfigurationError(f"status {status!r} is not one of {known}", option="status") from None
-    return _pages(backend, owner, wanted, graph)
+    return _pages(backend, owner, wanted, graph, thread_id)
 
 
-def _pages(backend: Backend, owner: object, status: RunStatus | None, graph: str | None) -> Iterator[Run]:
+def _pages(
+    backend: Backend, owner: object, status: RunStatus | None, graph: str | None, thread_id: str | None
+) -> Iterator[Run]:
     after = None
-    while rows := backend.reader.find_runs(status=status, graph=graph, after=after):
+    while rows := backend.reader.find_runs(status=status, graph=graph, thread_id=thread_id, after=after):
         yield from (Run(row.run_id, backend, owner=owner) for row in rows)
         after = rows[-1].run_id
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import re
 import uuid
+from typing import Literal, get_args
 
 from lockstep.core.canonical import canonical_bytes
-from lockstep.errors import ConfigurationError, RunExistsError, StateError
+from lockstep.core.lifecycle import FINISHED
+from lockstep.errors import ConfigurationError, RunExistsError, StateError, ThreadBusyError
 from lockstep.options import Options
+from lockstep.ports import Reader
 from lockstep.records import RunRow
+
+IfBusy = Literal["queue", "reject"]
+"""What a run does whose thread has another one that has not ended: wait for it, or not be submitted."""
 
 RUN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -36,6 +42,24 @@ def encoded_input(values: dict[str, object], options: Options) -> bytes:
             f"keep large data elsewhere and pass a reference, or raise the option"
         )
     return data
+
+
+def check_thread(reader: Reader, graph: str, thread_id: str | None, run_id: str, if_busy: IfBusy) -> None:
+    """Raise ThreadBusyError if nobody may wait and some other run of the thread has not ended."""
+    if if_busy not in get_args(IfBusy):
+        raise ConfigurationError(f"if_busy={if_busy!r} is not one of {', '.join(get_args(IfBusy))}", option="if_busy")
+    if if_busy == "queue" or thread_id is None:
+        return
+    after = None
+    while rows := reader.find_runs(graph=graph, thread_id=thread_id, after=after):
+        busy = [row.run_id for row in rows if row.status not in FINISHED and row.run_id != run_id]
+        if busy:
+            raise ThreadBusyError(
+                f"run {busy[0]} of thread {thread_id!r} has not ended; wait for it, cancel it, or submit with if_busy='queue'",
+                run_id=busy[0],
+                thread_id=thread_id,
+            )
+        after = rows[-1].run_id
 
 
 def check_same(row: RunRow, graph: str, data: bytes) -> None:

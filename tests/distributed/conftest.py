@@ -42,6 +42,11 @@ GRAPHS = (
     f"{AUDIT}:graph",
 )
 
+STRICT = bool(os.environ.get("LOCKSTEP_TEST_STRICT"))
+"""Whether all processes run under settings as hard as can be, see test_strict_settings.py; those that a test chooses win."""
+STRICT_PROGRAM = Path(__file__).parent / "programs" / "strict.py"
+STRICTLY = {"coordinator": ["--queue-depth", "1"], "worker": ["--concurrency", "1"]}
+
 Process = subprocess.Popen[bytes]
 Figure = Callable[[str, object], None]
 
@@ -133,6 +138,8 @@ class Cluster:
     ) -> Process:
         """A `lockstep` process; what it says is in the folder, for when a test fails."""
         role, *others = arguments
+        if STRICT and command is COMMAND and role in STRICTLY:
+            command, others = [sys.executable, str(STRICT_PROGRAM), "redeliver,lease"], [*STRICTLY[role], *others]
         log = (self.folder / f"{role}-{next(self._numbers)}.log").open("wb")
         flags = [flag for graph in graphs for flag in ("--graphs", graph)] if role != "relay" else []
         with log:

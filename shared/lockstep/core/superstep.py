@@ -40,9 +40,14 @@ class Step(msgspec.Struct, frozen=True):
         return not self.frontier.items
 
 
-def begin(program: Program, policy: ConflictPolicy, run_id: str, writes: Sequence[Write]) -> Step:
-    """Step 0: the defaults, then the input folded through the reducers; it has no items."""
-    initial = program.schema.initial()
+def begin(program: Program, policy: ConflictPolicy, run_id: str, writes: Sequence[Write], base: State | None = None) -> Step:
+    """Step 0: the defaults, then the input folded through the reducers; it has no items.
+
+    `base` is the state that the run before in the thread has left. It takes the place of the defaults.
+    """
+    initial = program.schema.initial() if base is None else base
+    for name in initial.values:
+        program.schema.field(name)
     state = fold(program.schema, policy, initial, [("__input__", writes)])
     return _step(program, run_id, 0, State(), state, (), first_frontier(program.topology))
 

@@ -35,6 +35,7 @@ from lockstep.records import (
     StoredRow,
     Submitted,
     Superseded,
+    ThreadPlace,
     Transition,
     Work,
 )
@@ -348,6 +349,7 @@ class MemoryStore:
         status: RunStatus | None = None,
         graph: str | None = None,
         parent: str | None = None,
+        thread_id: str | None = None,
         after: str | None = None,
         limit: int = 100,
     ) -> list[RunRow]:
@@ -361,9 +363,20 @@ class MemoryStore:
                 if (status is None or row.status is status)
                 and (graph is None or row.graph == graph)
                 and (parent is None or row.parent_run_id == parent)
+                and (thread_id is None or row.thread_id == thread_id)
                 and (after is None or row.run_id > after)
             )
             return list(itertools.islice(found, limit))
+
+    def before_in_thread(self, row: RunRow) -> ThreadPlace:
+        with self._lock:
+            others = [
+                other.row
+                for other in self._runs.values()
+                if (other.row.thread_id, other.row.graph) == (row.thread_id, row.graph) and other.row.run_id != row.run_id
+            ]
+        busy = any(other.step_id >= 0 and other.status not in FINISHED for other in others)
+        return ThreadPlace(max((other for other in others if _age(other) < _age(row)), key=_age, default=None), busy)
 
     def steps(self, run_id: str, first: int, last: int) -> list[StepRow]:
         with self._lock:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from lockstep.core.lifecycle import FINISHED, RunStatus
-from lockstep.records import Event, GraphVersion, JournalRow, RunRow, StepRow
+from lockstep.records import Event, GraphVersion, JournalRow, RunRow, StepRow, ThreadPlace
 from lockstep.store import schema
 from lockstep.store.access import Access, repeatable
 
@@ -32,6 +32,7 @@ class SqlReader:
         status: RunStatus | None = None,
         graph: str | None = None,
         parent: str | None = None,
+        thread_id: str | None = None,
         after: str | None = None,
         limit: int = 100,
     ) -> list[RunRow]:
@@ -41,6 +42,8 @@ class SqlReader:
             query = query.where(r.status == status.value)
         if graph is not None:
             query = query.where(r.graph == graph)
+        if thread_id is not None:
+            query = query.where(r.thread_id == thread_id)
         if parent is not None:
             query = query.where(r.parent_run_id == parent)
         if after is not None:
@@ -52,6 +55,23 @@ class SqlReader:
             for some in chunks(sorted(set(run_ids))):
                 found += [run_row(row) for row in connection.execute(query.where(r.run_id.in_(some)))]
             return found[:limit]
+
+    @repeatable
+    def before_in_thread(self, row: RunRow) -> ThreadPlace:
+        r, u = schema.runs.c, schema.unfinished.c
+        of_thread = sa.select(schema.runs).where(r.thread_id == row.thread_id, r.graph == row.graph)
+        earlier = sa.or_(r.created_at < row.created_at, sa.and_(r.created_at == row.created_at, r.run_id < row.run_id))
+        latest = of_thread.where(earlier).order_by(r.created_at.desc(), r.run_id.desc()).limit(1)
+        begun = (
+            sa.select(sa.func.count())
+            .select_from(schema.unfinished)
+            .join(schema.runs, r.run_id == u.run_id)
+            .where(u.pending == 0, r.thread_id == row.thread_id, r.graph == row.graph, r.run_id != row.run_id)
+        )
+        with self._access.reading() as connection:
+            found = connection.execute(latest).first()
+            busy = bool(connection.execute(begun).scalar())
+        return ThreadPlace(run_row(found) if found is not None else None, busy)
 
     @repeatable
     def steps(self, run_id: str, first: int, last: int) -> list[StepRow]:

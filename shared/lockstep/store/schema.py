@@ -70,6 +70,7 @@ runs = Table(
     Index("runs_by_age", "created_at"),
     Index("runs_of_graph_by_age", "graph", "created_at"),
     Index("runs_by_parent", "parent_run_id"),
+    Index("runs_of_thread_by_age", "thread_id", "created_at"),
     comment="One row per run, and where it stands.",
 )
 
