@@ -23,7 +23,7 @@ from lockstep.core.state import State
 from lockstep.costs import Usage, Used, decode_usage, total
 from lockstep.errors import LockstepError, PoisonError, StateError
 from lockstep.graph import CompiledGraph
-from lockstep.interrupts import question_id
+from lockstep.interrupts import decode_timer, question_id
 from lockstep.options import Options
 from lockstep.recording import decode_calls, encode_calls
 from lockstep.records import HandedBack, JournalRow, Outstanding, RunRow, Task, TaskResult
@@ -52,6 +52,15 @@ class Retry(msgspec.Struct, frozen=True):
 
     item: WorkItem
     pause_seconds: float
+
+
+class Due(msgspec.Struct, frozen=True):
+    """The question of this id answers itself in `seconds`. `sleeps`: nobody else does."""
+
+    question: str
+    seconds: float
+    answer: Any
+    sleeps: bool
 
 
 class Verdict(Enum):
@@ -94,6 +103,8 @@ class ItemsUnderWay:
         self._to_handle: dict[bytes, dict[str, Any]] = {}
         self._handled: dict[bytes, dict[str, Any]] = {}
         self._questions: dict[bytes, int] = {}
+        self._timers: dict[bytes, Due] = {}
+        self._started: set[str] = set()
         self._answers: dict[bytes, list[bytes]] = {}
         self._recorded: dict[bytes, dict[int, bytes]] = {}
         self._usages: Counter[bytes] = Counter()
@@ -132,12 +143,20 @@ class ItemsUnderWay:
             elif row.kind == "usage":
                 self._usages[row.path] += 1
                 self._usage_of.add(_execution_of(row.path, decode_meta(row.meta)))
+            elif row.kind == "timer":
+                timer = decode_timer(row.payload)
+                meta = decode_meta(row.meta)
+                left = (meta.started_at + meta.latency_ms) / 1000 + timer.seconds - now
+                # Never longer than the whole time, whatever the clocks of two machines say.
+                seconds = min(max(left, 0.0), timer.seconds)
+                self._timers[row.path] = Due(question_id(row.path, row.n), seconds, timer.answer, timer.sleeps)
             elif row.kind == "recorded":
                 self._recorded.setdefault(row.path, {})[row.n] = row.payload
             elif row.kind == "answer":
                 self._answers.setdefault(row.path, []).append(row.payload)
         for path in [path for path, n in self._questions.items() if n < len(self._answers.get(path, ()))]:
             del self._questions[path]
+        self._timers = {path: due for path, due in self._timers.items() if path in self._questions}
         for item in frontier.items:
             if item.stands_for is not None and item.parent_path in last:
                 self._handled[item.path] = last[item.parent_path][0]
@@ -175,7 +194,7 @@ class ItemsUnderWay:
         self._usages.clear()
         self._usage_of.clear()
         self._handled.clear()
-        self._questions, self._answers, self._recorded = {}, {}, {}
+        self._questions, self._answers, self._recorded, self._timers = {}, {}, {}, {}
 
     def task_for(self, item: WorkItem) -> Task:
         """The task that hands out an item."""
@@ -343,6 +362,7 @@ class ItemsUnderWay:
             return Unusable(f"what it asks and has recorded takes {size} bytes, more than max_payload_bytes")
         try:
             payload = canonical_bytes(json.loads(value))
+            timer = decode_timer(result.timer) if result.timer is not None else None
             calls = encode_calls(decode_calls(result.calls)) if result.calls is not None else None
         except (ValueError, RecursionError, StateError) as error:
             return Unusable(f"what it asks cannot be read: {error}")
@@ -352,6 +372,9 @@ class ItemsUnderWay:
             return Verdict.DROPPED  # Another copy of it has asked the same.
         self._questions[item.path] = number
         self._note(item, "interrupted", number, payload, result)
+        if timer is not None:
+            self._timers[item.path] = Due(question_id(item.path, number), timer.seconds, timer.answer, timer.sleeps)
+            self._note(item, "timer", number, timer.encoded(), result)
         if calls is not None:
             self._recorded.setdefault(item.path, {})[number] = calls
             self._note(item, "recorded", number, calls, result)
@@ -365,10 +388,17 @@ class ItemsUnderWay:
                 continue
             payload = canonical_bytes(answers[asked])
             del self._questions[item.path]
+            self._timers.pop(item.path, None)
             self._answers.setdefault(item.path, []).append(payload)
             self._note(item, "answer", number, payload, TaskResult(run_id=self.run_id, path=item.path, delivery=0))
             self.ready.add(item)
             self._answered = True
+
+    def new_timers(self) -> list[Due]:
+        """The timers of questions that were asked since this was called last, and are to be started."""
+        due = [one for one in self._timers.values() if one.question not in self._started]
+        self._started.update(one.question for one in due)
+        return due
 
     def _absorb_failure(self, item: WorkItem, failure: Failure, result: TaskResult) -> Retry | Verdict:
         attempt = self._failures[item.path] = self._failures.get(item.path, 0) + 1

@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Protocol, TypeVar, assert_never
 
 from lockstep.core.lifecycle import FINISHED
@@ -35,7 +36,7 @@ from lockstep.records import (
     Wake,
 )
 from lockstep_coordinator.dispatch import Counts, Dispatcher
-from lockstep_coordinator.items import Retry, Unusable, Verdict
+from lockstep_coordinator.items import Due, Retry, Unusable, Verdict
 from lockstep_coordinator.lease import is_dead
 from lockstep_coordinator.recovery import load
 from lockstep_coordinator.run import ActiveRun
@@ -237,8 +238,19 @@ class Coordinator:
             self._set_timer(run.options.deadline_seconds - passed, lambda: self._pass_deadline(row.run_id))
         for retry in pausing:
             self._rest(run.run_id, retry)
+        self._start_timers(run)
         self._dispatcher.add(run)
         return run
+
+    def _start_timers(self, run: ActiveRun) -> None:
+        for due in run.new_timers():
+            self._set_timer(due.seconds, partial(self._answer_by_timer, run.run_id, due))
+
+    def _answer_by_timer(self, run_id: str, due: Due) -> None:
+        run = self._runs.get(run_id)
+        if run is not None:
+            run.answer_by_timer(due)
+            self._moved[run_id] = run
 
     def _rest(self, run_id: str, retry: Retry) -> None:
         """Let an item wait for its next attempt."""
@@ -361,6 +373,7 @@ class Coordinator:
             self._load(run.row)
         elif step is not None or run.ready:
             self._dispatcher.add(run)  # Of a step that goes on, error handlers and answered items may be ready now.
+        self._start_timers(run)  # Of what has asked, and that is committed now.
         if transition.update is not None:
             self._observer.moved(run)
         if transition.events:

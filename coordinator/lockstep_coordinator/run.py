@@ -27,7 +27,7 @@ from lockstep.interrupts import question_id
 from lockstep.options import Options, decode_options, encode_options
 from lockstep.records import Command, Event, JournalRow, RunRow, RunUpdate, StepRow, Transition
 from lockstep.wire import ENGINE_EVENTS
-from lockstep_coordinator.items import ItemsUnderWay, Retry
+from lockstep_coordinator.items import Due, ItemsUnderWay, Retry
 
 SNAPSHOT_MIN_BYTES = 16 * 1024
 """Below this many bytes of patches since the last snapshot, no new one is taken, however small the state."""
@@ -116,6 +116,11 @@ class ActiveRun(ItemsUnderWay):
                 self.options = self.options.overridden(decode_options(json.loads(command.payload)))
             case _:
                 pass
+
+    def answer_by_timer(self, due: Due) -> None:
+        """The time of a question has passed: unless somebody has answered, that is the answer."""
+        if self.row.status in (RunStatus.RUNNING, RunStatus.INTERRUPTED, RunStatus.PAUSED):
+            self._answer({due.question: due.answer})
 
     def transition(self) -> tuple[Transition, Step | None]:
         """What this run has to store now, and the step that this completes, if any."""
@@ -216,8 +221,10 @@ class ActiveRun(ItemsUnderWay):
         answered, self._answered = self._answered, False
         if self.row.status is RunStatus.INTERRUPTED and answered and not self.is_over_budget:
             return msgspec.structs.replace(common, update=self._update(RunStatus.RUNNING))
-        waits = bool(self._questions) and len(self._outcomes) + len(self._questions) == len(self._items)
-        if self.is_over_budget and not waits and not self.in_flight and (self.row.status is RunStatus.RUNNING or answered):
+        asks = [path for path in self._questions if path not in self._timers or not self._timers[path].sleeps]
+        waits = bool(asks) and len(self._outcomes) + len(asks) == len(self._items)
+        runs_or_may = self.row.status is RunStatus.RUNNING or (self.row.status is RunStatus.INTERRUPTED and answered)
+        if self.is_over_budget and not waits and not self.in_flight and runs_or_may:
             event = self._pause_event(0, self.row.step_id)
             return msgspec.structs.replace(common, update=self._update(RunStatus.PAUSED), events=(event,))
         if self.row.status is not RunStatus.RUNNING or not waits:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lockstep.core.canonical import canonical_bytes
 from lockstep.core.ordering import run_seed_of
 from lockstep.core.records import WorkItem
 from lockstep.graph import CompiledGraph
@@ -50,6 +51,7 @@ def task_of(
         error=error,
         answers=tuple(answers),
         recorded=tuple(recorded),
+        context=canonical_bytes(options.context) if options.context is not None else None,
     )
 
 

@@ -37,7 +37,7 @@ from lockstep.errors import (
     WaitTimeoutError,
 )
 from lockstep.graph import Command, Graph, Overwrite, Send, StateGraph
-from lockstep.interrupts import Interrupt, interrupt
+from lockstep.interrupts import Interrupt, interrupt, sleep
 from lockstep.messages import add_messages
 from lockstep.options import (
     Options,
@@ -131,6 +131,7 @@ __all__ = [
     "WaitTimeoutError",
     "add_messages",
     "interrupt",
+    "sleep",
     "usage_of",
     "with_conflict_policy",
     "with_default_timeout",

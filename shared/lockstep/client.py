@@ -80,6 +80,7 @@ class Client:
         options: Options | None = None,
         connection: object = None,
         if_busy: IfBusy = "queue",
+        context: Any = None,
     ) -> Run:
         """Store a new run of the named graph, durably, in the version loaded last (a second ago); a coordinator begins it.
 
@@ -89,6 +90,8 @@ class Client:
         Runs with one `thread_id` share a state: each begins with what the one before has left, its input folded into that, and
         waits until that one has ended. With `if_busy="reject"`, ThreadBusyError is raised instead of waiting.
 
+        Nodes find `context` in `ctx.context`.
+
         A run_id that is known with the same graph and input gives that run. Raises UnknownGraphError for a graph that no
         coordinator has loaded yet, StateError for an input that is no JSON object, RunExistsError, ConfigurationError,
         StoreUnavailableError. A field that the graph does not have fails the run when it begins.
@@ -96,7 +99,7 @@ class Client:
         run_id = checked_id("run_id", run_id) if run_id is not None else new_run_id()
         if thread_id is not None:
             checked_id("thread_id", thread_id)
-        chosen = DEFAULTS.overridden(options)
+        chosen = DEFAULTS.overridden(options).overridden(Options(context=context))
         data = encoded_input(values_of(input, "the input"), chosen)
         check_thread(self._store, graph, thread_id, run_id, if_busy)
         shard = shard_of(thread_id, None, run_id)

@@ -92,11 +92,14 @@ class Engine:
         graph: str | None = None,
         options: Options | None = None,
         if_busy: IfBusy = "queue",
+        context: Any = None,
     ) -> Run:
         """Store a new run, durably, and begin it; returns at once. `graph` is needed where the engine holds several.
 
         Runs with one `thread_id` share a state: each begins with what the one before has left, its input folded into that, and
         waits until that one has ended. With `if_busy="reject"`, ThreadBusyError is raised instead of waiting.
+
+        Nodes find `context` in `ctx.context`.
 
         A run_id that is known with the same graph and input gives that run, and goes on with it if its owner has died. Raises
         StateError for an input that does not fit the state, RunExistsError for a run_id of another graph or input,
@@ -104,7 +107,7 @@ class Engine:
         ConfigurationError.
         """
         compiled = self._graph(graph)
-        chosen = self._options.overridden(options)
+        chosen = self._options.overridden(options).overridden(Options(context=context))
         run_id = checked_id("run_id", run_id) if run_id is not None else new_run_id()
         if thread_id is not None:
             checked_id("thread_id", thread_id)

@@ -16,10 +16,10 @@ from lockstep.core.frontier import decode_frontier
 from lockstep.core.lifecycle import FINISHED, RunStatus
 from lockstep.core.records import WorkItem
 from lockstep.history import is_done, items_in_place
-from lockstep.interrupts import open_question, question_id
+from lockstep.interrupts import open_question, question_id, timer_of
 from lockstep.ports import Reader
 from lockstep.records import JournalRow, RunRow
-from lockstep.wire import decode_meta
+from lockstep.wire import asked_at, decode_meta
 
 
 class ItemExplanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,14 +81,16 @@ def _item(row: RunRow, item: WorkItem, journal: Sequence[JournalRow], seen: Wher
     failures = [entry for entry in journal if entry.kind == "failed"]
     if is_done(journal):
         state = "done"
-    elif question := open_question(journal):
+    elif (question := open_question(journal)) and (timer := timer_of(journal, question)) and timer.sleeps:
+        state, where = "timer", f"until {_moment(asked_at(question) + timer.seconds * 1000)}"
+    elif question:
         state, where = "answer", question_id(item.path, question.n)
     elif seen is not None and key in seen.claimed:
         state, where = "claimed", seen.claimed[key]
     elif seen is not None and key in seen.queued:
         state, where = "queued", seen.queued[key]
     elif failures and (until := decode_meta(failures[-1].meta).next_attempt_at) > now * 1000:
-        state, where = "timer", f"until {datetime.fromtimestamp(until / 1000, UTC).isoformat(timespec='seconds')}"
+        state, where = "timer", f"until {_moment(until)}"
     return ItemExplanation(
         node_id=item.node_id,
         path=item.path.hex(),
@@ -99,6 +101,10 @@ def _item(row: RunRow, item: WorkItem, journal: Sequence[JournalRow], seen: Wher
         error=_said(failures[-1].payload) if failures else None,
         stands_for=item.stands_for,
     )
+
+
+def _moment(milliseconds: float) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="seconds")
 
 
 def _said(payload: bytes) -> str:

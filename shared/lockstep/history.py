@@ -16,7 +16,7 @@ from lockstep.core.records import Frontier, WorkItem, Write
 from lockstep.core.state import State, apply_patches
 from lockstep.costs import Usage, used_of
 from lockstep.errors import StateError
-from lockstep.interrupts import Interrupt, open_question, question_id
+from lockstep.interrupts import Interrupt, open_question, question_id, timer_of
 from lockstep.ports import Reader
 from lockstep.records import JournalRow, RunRow, StepRow
 from lockstep.wire import JournalMeta, decode_meta, decode_outcome
@@ -213,7 +213,17 @@ def read_interrupts(reader: Reader, row: RunRow) -> list[Interrupt]:
         return []  # It was removed while it was read.
     items, journal = items_in_place(reader, row.run_id, decode_frontier(steps[0].frontier, row.step_id).items, row.retries)
     asked = [(item, open_question(journal.get(item.path, ()))) for item in items if not is_done(journal.get(item.path, ()))]
-    return [Interrupt(question_id(item.path, one.n), item.node_id, json.loads(one.payload)) for item, one in asked if one]
+    return [
+        Interrupt(question_id(item.path, one.n), item.node_id, json.loads(one.payload))
+        for item, one in asked
+        if one is not None and not sleeps(journal[item.path], one)
+    ]
+
+
+def sleeps(rows: Sequence[JournalRow], question: JournalRow) -> bool:
+    """Whether an item that has asked waits for time to pass, and for nobody."""
+    timer = timer_of(rows, question)
+    return timer is not None and timer.sleeps
 
 
 def _no_step(run_id: str, step_id: int) -> StateError:

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from lockstep.core.canonical import INT_MAX, INT_MIN
+from lockstep.core.canonical import INT_MAX, INT_MIN, canonical_bytes
 from lockstep.core.policy import ConflictPolicy, RetryPolicy
 from lockstep.costs import dollars
-from lockstep.errors import ConfigurationError
+from lockstep.errors import ConfigurationError, StateError
 
 
 def _is_a(value: object, kind: type) -> bool:
@@ -49,12 +49,18 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Canonical bytes of an input, of a Send's payload, and of all that one node returns, each."""
     max_cost_usd: Decimal | None = None
     """What the run's calls to models may cost, in US dollars; once that is spent, it pauses. Text and numbers will do, too."""
+    context: Any = None
+    """What nodes find in `ctx.context` (JSON): who asks, which tenant, and the like; no part of the state."""
     fail_fast: bool = True
     """True: the first item that fails for good ends the run. False: its siblings finish, and are kept, before the run fails."""
 
     def __post_init__(self) -> None:
         if self.max_cost_usd is not None:
             msgspec.structs.force_setattr(self, "max_cost_usd", dollars(self.max_cost_usd, "max_cost_usd"))
+        try:
+            canonical_bytes(self.context, field="context")
+        except StateError as error:
+            raise ConfigurationError(str(error), option="context") from None
         rules: tuple[tuple[str, str, type, Callable[[Any], bool] | None], ...] = (
             ("max_concurrent", "an integer of at least 1", int, lambda v: v >= 1),
             ("queue_depth", "an integer of at least 1", int, lambda v: v >= 1),

@@ -388,6 +388,10 @@ class Context(Protocol):
         """In an error handler, what the node failed with: NodeFailedError, NodeTimeoutError, ...; else None."""
 
     @property
+    def context(self) -> Any:
+        """What was submitted as the run's `context`, as JSON has it; a copy. None: nothing."""
+
+    @property
     def logger(self) -> Any:
         """A structlog logger that knows run, step, node and attempt."""
 

@@ -355,7 +355,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     `state` is S(k-1) as canonical bytes; `payload` a Send's, which then replaces it. Results go to the partition's owner.
     Of a node with `max_concurrent`, no more tasks than that are handed out at a time.
     `answers` are those to the questions that the item has asked, in order; `recorded` the calls that it made before each that
-    made some, see `encode_calls`.
+    made some, see `encode_calls`. `context` is what was submitted as such, as canonical bytes.
     The task of an error handler `stands_for` the node that failed, with this `error`.
     """
 
@@ -380,6 +380,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     error: dict[str, Any] | None = None
     answers: tuple[bytes, ...] = ()
     recorded: tuple[bytes, ...] = ()
+    context: bytes | None = None
 
     @property
     def place(self) -> str:
@@ -394,8 +395,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
     """What came of a task: an `outcome` (see `encode_outcome`), a `failure`, or a `question`: its number and canonical bytes.
 
-    `calls` are those that were made before the question, `usage` what models have used, see `encode_usage`. `cause` is the
-    exception itself, which only an engine in the same process can hand on.
+    `timer` says how long the question waits, see `Timer`; `calls` are those that were made before it; `usage` is what models
+    have used, see `encode_usage`. `cause` is the exception itself, which only an engine in the same process can hand on.
     """
 
     run_id: str
@@ -404,6 +405,7 @@ class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
     outcome: bytes | None = None
     failure: Failure | None = None
     question: tuple[int, bytes] | None = None
+    timer: bytes | None = None
     calls: bytes | None = None
     usage: bytes | None = None
     started_at: int = 0

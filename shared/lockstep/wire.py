@@ -13,7 +13,7 @@ from lockstep.core.canonical import MAX_DEPTH, canonical_bytes
 from lockstep.core.records import Failure, Finished, Route, Write
 from lockstep.errors import StateError
 from lockstep.recording import Call
-from lockstep.records import Chunk, HandedBack, Task, TaskResult
+from lockstep.records import Chunk, HandedBack, JournalRow, Task, TaskResult
 
 T = TypeVar("T")
 
@@ -129,6 +129,12 @@ def decode_meta(data: bytes) -> JournalMeta:
     return _META.decode(data)
 
 
+def asked_at(question: JournalRow) -> float:
+    """When an item asked something, in milliseconds since 1970, by its worker's clock."""
+    meta = decode_meta(question.meta)
+    return meta.started_at + meta.latency_ms
+
+
 class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     """A task as it travels. Canonical bytes are embedded as they are; a large state only by its SHA-256."""
 
@@ -153,6 +159,7 @@ class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     error: dict[str, Any] | None = None
     answers: list[Raw] = []
     recorded: list[Raw] = []
+    context: Raw | UnsetType = UNSET
 
     def task(self, state: bytes) -> Task:
         """The task, with the state that belongs to it."""
@@ -177,6 +184,7 @@ class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
             error=self.error,
             answers=tuple(map(bytes, self.answers)),
             recorded=tuple(map(bytes, self.recorded)),
+            context=None if self.context is UNSET else bytes(self.context),
         )
 
 
@@ -216,6 +224,7 @@ def encode_task(task: Task, state_sha256: str | None = None) -> bytes:
             task.error,
             [Raw(answer) for answer in task.answers],
             [Raw(calls) for calls in task.recorded],
+            UNSET if task.context is None else Raw(task.context),
         )
     )
 
@@ -284,6 +293,7 @@ class ResultMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     question: Raw | UnsetType = UNSET
     calls: Raw | UnsetType = UNSET
     usage: Raw | UnsetType = UNSET
+    timer: Raw | UnsetType = UNSET
 
     def message(self) -> TaskResult | HandedBack:
         """The result as the coordinator takes it."""
@@ -298,6 +308,7 @@ class ResultMessage(msgspec.Struct, frozen=True, omit_defaults=True):
             question=None if self.asked is None or self.question is UNSET else (self.asked, bytes(self.question)),
             calls=None if self.calls is UNSET else bytes(self.calls),
             usage=None if self.usage is UNSET else bytes(self.usage),
+            timer=None if self.timer is UNSET else bytes(self.timer),
             started_at=self.started_at,
             latency_ms=self.latency_ms,
             worker=self.worker,
@@ -334,4 +345,5 @@ def _result_message(result: TaskResult | HandedBack) -> ResultMessage:
         UNSET if result.question is None else Raw(result.question[1]),
         UNSET if result.calls is None else Raw(result.calls),
         UNSET if result.usage is None else Raw(result.usage),
+        UNSET if result.timer is None else Raw(result.timer),
     )

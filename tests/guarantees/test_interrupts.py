@@ -245,7 +245,7 @@ def test_a_node_that_catches_everything_asks_all_the_same(store_url: str) -> Non
 
 
 def test_what_cannot_be_asked(store_url: str) -> None:
-    with pytest.raises(ConfigurationError, match="asks from inside a node"):
+    with pytest.raises(ConfigurationError, match="inside of a node"):
         interrupt("outside")
     graph = Graph(State).add_node("asks", lambda state: interrupt(object())).add_edge(START, "asks")
     with Engine(graph, store_url) as engine, pytest.raises(StateError):

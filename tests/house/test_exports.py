@@ -22,6 +22,7 @@ PUBLIC = {
         "Context",
         "add_messages",
         "interrupt",
+        "sleep",
         "Observer",
         "PublishedEvent",
     ),

@@ -75,6 +75,7 @@ class Asked(msgspec.Struct, frozen=True):
     number: int
     value: bytes
     calls: bytes | None
+    timer: bytes | None
     usage: list[Usage]
 
 
@@ -141,7 +142,7 @@ def answer(call: Call, send: Callable[[bytes], None]) -> bytes:
             value = asyncio.run(_awaited(value))
         return pickle.dumps(Returned(value, context.events, context.recorder.begun, context.recorder.made, context.usage))
     except Question as question:
-        return pickle.dumps(Asked(question.number, question.value, question.calls, context.usage))
+        return pickle.dumps(Asked(question.number, question.value, question.calls, question.timer, context.usage))
     except BaseException as error:  # also SystemExit: the next node may find this process as it was
         failure = failure_of(error, call.task)
         try:

@@ -16,7 +16,7 @@ from lockstep.core.canonical import canonical_bytes
 from lockstep.core.ordering import item_key_of, item_seed_of
 from lockstep.costs import Usage, checked_usage
 from lockstep.errors import LockstepError, StateError
-from lockstep.interrupts import Question
+from lockstep.interrupts import Question, Timer
 from lockstep.recording import Call, decode_calls, encode_calls
 from lockstep.records import Chunk, Task
 from lockstep.wire import ENGINE_EVENTS, EmittedEvent
@@ -61,6 +61,10 @@ class NodeContext:
     @cached_property
     def error(self) -> LockstepError | None:
         return LockstepError.from_record(self.task.error) if self.task.error is not None else None
+
+    @cached_property
+    def context(self) -> Any:
+        return json.loads(self.task.context) if self.task.context is not None else None
 
     @cached_property
     def logger(self) -> Any:
@@ -124,8 +128,8 @@ class NodeContext:
     ) -> None:
         self.usage.append(checked_usage(model, tokens_in, tokens_out, tokens_cached, tokens_cache_written, cost_usd))
 
-    def ask(self, value: Any) -> Any:
-        """See `lockstep.interrupt`."""
+    def ask(self, value: Any, timer: Timer | None = None) -> Any:
+        """See `lockstep.interrupt` and `lockstep.sleep`."""
         number, self._asked = self._asked, self._asked + 1
         if number < len(self.task.answers):
             return json.loads(self.task.answers[number])
@@ -138,7 +142,7 @@ class NodeContext:
                 f"what interrupt() asks, and record() has recorded before it, takes {size} bytes, more than "
                 f"max_payload_bytes={self.task.max_payload_bytes}; ask with a reference, or raise the option"
             )
-        raise Question(number, data, calls)
+        raise Question(number, data, calls, timer.encoded() if timer is not None else None)
 
     def emit(self, type: str, data: Any = None) -> None:
         if type.startswith(ENGINE_EVENTS):

@@ -166,7 +166,7 @@ class Executor:
         if running.is_unwanted:
             return self._finish(running, handed_back="its run was cancelled")
         if isinstance(error, Question):
-            return self._finish(running, question=(error.number, error.value), calls=error.calls)
+            return self._finish(running, question=(error.number, error.value), calls=error.calls, timer=error.timer)
         if isinstance(error, NodeRaised):
             return self._finish(running, failure=error.failure, cause=error.__cause__)
         return self._finish(running, failure=failure_of(error, running.task), cause=error)
@@ -192,6 +192,7 @@ class Executor:
         cause: BaseException | None = None,
         question: tuple[int, bytes] | None = None,
         calls: bytes | None = None,
+        timer: bytes | None = None,
         handed_back: str | None = None,
     ) -> bool:
         """Free the slot and deliver the result; False: the task's time had passed, and the result is dropped."""
@@ -212,6 +213,7 @@ class Executor:
                 failure=failure,
                 question=question,
                 calls=calls,
+                timer=timer,
                 usage=encode_usage(usage) if usage else None,
                 cause=cause,
                 started_at=running.started_at,

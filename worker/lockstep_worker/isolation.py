@@ -128,7 +128,7 @@ class Children:
             self._release(child)
         context.usage += answer.usage
         if isinstance(answer, Asked):
-            raise Question(answer.number, answer.value, answer.calls)
+            raise Question(answer.number, answer.value, answer.calls, answer.timer)
         if isinstance(answer, Raised):
             raise NodeRaised(answer.failure) from answer.error
         context.events += answer.events
