@@ -216,7 +216,7 @@ class ItemsUnderWay:
 
     def next_item(self, full: Collection[Lane]) -> WorkItem | None:
         """The first ready item whose lane is not full, in flight from now on; None: there is none, or enough are in flight."""
-        if len(self.in_flight) >= self.options.in_flight or self.row.status is RunStatus.PAUSED or self.is_over_budget:
+        if len(self.in_flight) >= self.options.in_flight or self.row.status is not RunStatus.RUNNING or self.is_over_budget:
             return None
         item = self.ready.take(full)
         if item is None:

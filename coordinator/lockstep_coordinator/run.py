@@ -106,6 +106,8 @@ class ActiveRun(ItemsUnderWay):
                 self.fail(RunCancelledError(f"run {self.run_id} was cancelled: {reason}", run_id=self.run_id, reason=reason))
             case "resume" if self.row.status in (RunStatus.RUNNING, RunStatus.INTERRUPTED):
                 self._answer(json.loads(command.payload))
+                # At a breakpoint nobody is asked anything.
+                self._answered = self._answered or (self.row.status is RunStatus.INTERRUPTED and not self._asks_people())
             case "unpause" if self.row.status is RunStatus.PAUSED:
                 self._unpaused = True
                 given = decode_options(json.loads(command.payload))
@@ -158,9 +160,19 @@ class ActiveRun(ItemsUnderWay):
         events = self._events_in_order()
         if status is RunStatus.PAUSED:
             events += (self._pause_event(len(events), step.step_id),)
+        elif status is RunStatus.RUNNING and (stops := self._breakpoints(step)):
+            status = RunStatus.INTERRUPTED
+            events += (self._event(len(events), step.step_id, "", f"{ENGINE_EVENTS}interrupted", {"ids": [], **stops}),)
         pinned = self.graph.hash if self.graph.hash != self.row.graph_hash else None
         changed = msgspec.structs.replace(self._update(status, step=step), graph_hash=pinned)
         return msgspec.structs.replace(self._transition_of(common, step, changed), events=events), step
+
+    def _breakpoints(self, step: Step) -> dict[str, list[str]]:
+        """The nodes before and after which the run is to wait here."""
+        due = {item.place for item in step.frontier.items} & set(self.options.interrupt_before)
+        done = {item.place for item in self.frontier.items} & set(self.options.interrupt_after)
+        found = {"before": sorted(due), "after": sorted(done)}
+        return {name: nodes for name, nodes in found.items() if nodes}
 
     def _transition_of(self, common: Transition, step: Step, changed: RunUpdate) -> Transition:
         row = StepRow(
@@ -194,7 +206,8 @@ class ActiveRun(ItemsUnderWay):
             same = self._update(status, error=self.row.error)
             return msgspec.structs.replace(common, update=same, events=(event,)), None
         said = {"command_id": command.command_id, "as_node": asked["as_node"], "fields": sorted(asked["update"])}
-        goes_on = RunStatus.PAUSED if status is RunStatus.PAUSED else RunStatus.RUNNING
+        at_breakpoint = status is RunStatus.INTERRUPTED and not self._asks_people()
+        goes_on = status if at_breakpoint or status is RunStatus.PAUSED else RunStatus.RUNNING
         revives = status is RunStatus.FAILED
         changed = self._update(goes_on, step=step, retries=self.row.retries + 1 if revives else None)
         transition = msgspec.structs.replace(
@@ -221,7 +234,7 @@ class ActiveRun(ItemsUnderWay):
         answered, self._answered = self._answered, False
         if self.row.status is RunStatus.INTERRUPTED and answered and not self.is_over_budget:
             return msgspec.structs.replace(common, update=self._update(RunStatus.RUNNING))
-        asks = [path for path in self._questions if path not in self._timers or not self._timers[path].sleeps]
+        asks = self._asks_people()
         waits = bool(asks) and len(self._outcomes) + len(asks) == len(self._items)
         runs_or_may = self.row.status is RunStatus.RUNNING or (self.row.status is RunStatus.INTERRUPTED and answered)
         if self.is_over_budget and not waits and not self.in_flight and runs_or_may:
@@ -234,6 +247,10 @@ class ActiveRun(ItemsUnderWay):
         ]
         event = self._event(0, self.row.step_id, "", f"{ENGINE_EVENTS}interrupted", {"ids": asked})
         return msgspec.structs.replace(common, update=self._update(RunStatus.INTERRUPTED), events=(event,))
+
+    def _asks_people(self) -> list[bytes]:
+        """The items whose questions somebody has to answer."""
+        return [path for path in self._questions if path not in self._timers or not self._timers[path].sleeps]
 
     def _first_dead(self) -> LockstepError | None:
         """The error that ends the run: of the item lowest in order, once all are accounted for or fail_fast does not wait."""

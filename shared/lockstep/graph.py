@@ -117,8 +117,8 @@ class Graph:
 
     `state` is a TypedDict, dataclass, msgspec.Struct or pydantic model; `Annotated[T, f]` gives a field the reducer
     f(current, update). `reducer` replaces the field reducers by one f(state, delta) for the whole. `merges` gives fields a join
-    for ConflictPolicy.MERGE. `ordering` is "edge" (declaration order) or "hash". `version` is part of its hash: change it
-    when nodes change their meaning.
+    for ConflictPolicy.MERGE. `ordering` is "edge" (declaration order), "hash" or "langgraph". `version` is part of the graph's
+    hash: change it when nodes change their meaning.
     """
 
     def __init__(

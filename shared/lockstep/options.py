@@ -49,6 +49,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """Canonical bytes of an input, of a Send's payload, and of all that one node returns, each."""
     max_cost_usd: Decimal | None = None
     """What the run's calls to models may cost, in US dollars; once that is spent, it pauses. Text and numbers will do, too."""
+    interrupt_before: tuple[str, ...] = ()
+    """Nodes before which the run waits for `resume`, for debugging: once they are due, nothing is handed out."""
+    interrupt_after: tuple[str, ...] = ()
+    """Nodes after whose step the run waits for `resume`."""
     context: Any = None
     """What nodes find in `ctx.context` (JSON): who asks, which tenant, and the like; no part of the state."""
     fail_fast: bool = True
@@ -61,6 +65,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             canonical_bytes(self.context, field="context")
         except StateError as error:
             raise ConfigurationError(str(error), option="context") from None
+        for option in ("interrupt_before", "interrupt_after"):
+            names = getattr(self, option)
+            if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+                raise ConfigurationError(f"{option}={names!r} must be names of nodes, such as ['plan']", option=option)
+            msgspec.structs.force_setattr(self, option, tuple(names))
         rules: tuple[tuple[str, str, type, Callable[[Any], bool] | None], ...] = (
             ("max_concurrent", "an integer of at least 1", int, lambda v: v >= 1),
             ("queue_depth", "an integer of at least 1", int, lambda v: v >= 1),

@@ -198,7 +198,8 @@ class Run:
             raise BudgetExceededError(text, run_id=self.run_id, max_cost_usd=str(bound))
         if row.status is RunStatus.INTERRUPTED:
             asked = [dataclasses.asdict(one) for one in self.interrupts()]
-            text = f"run {self.run_id} is {row.status}; answer what it asks with resume(): {asked}"
+            how = f"answer what it asks with resume(): {asked}" if asked else "it stands at a breakpoint, go on with resume()"
+            text = f"run {self.run_id} is {row.status}; {how}"
             raise RunInterruptedError(text, run_id=self.run_id, interrupts=asked)
         error = _error_of(row)
         assert error is not None, "a run that failed or was cancelled has its error"
@@ -309,10 +310,10 @@ class Run:
     def resume(self, answer: Any = None, *, options: Options | None = None) -> None:
         """Answer what the run's nodes ask: any value if it is one question, else a dict of values by the ids of `interrupts`.
 
-        Only the nodes whose questions are answered run again, each from its top. A run that is paused because it has spent its
-        max_cost_usd goes on with `options`, in which that is the new bound for the whole run; by default, it may spend as much
-        again. Raises ConfigurationError if nothing is asked, or several things are and the answer does not say which;
-        StateError for what is no JSON.
+        Only the nodes whose questions are answered run again, each from its top. A run at a breakpoint goes on. One that is
+        paused because it has spent its max_cost_usd goes on with `options`, in which that is the new bound for the whole run;
+        by default, it may spend as much again. Raises ConfigurationError if nothing is asked, or several things are and the
+        answer does not say which; StateError for what is no JSON.
         """
         row = self.row()
         if row.status is RunStatus.PAUSED:
@@ -320,6 +321,10 @@ class Run:
             self._command("unpause", encode_options(DEFAULTS.overridden(options)))
             return
         pending = self.interrupts()
+        if not pending and row.status is RunStatus.INTERRUPTED:
+            self._changing_version = row.version
+            self._command("resume", {})  # It stands at a breakpoint.
+            return
         if not pending:
             raise ConfigurationError(
                 f"run {self.run_id} is {row.status} and asks nothing; there is nothing to resume", option="resume"
@@ -348,8 +353,8 @@ class Run:
 
         The fields go through their reducers. What was due begins anew on the new state, and a question is asked again; with
         `as_node`, the run goes on as if that node had just returned this, its routers included. An interrupted or failed run
-        goes on at once. Raises StateError for another status, or what does not fit the state, ConflictError, ReducerError, and
-        WaitTimeoutError if nobody has taken it in by then.
+        goes on at once, unless it stands at a breakpoint. Raises StateError for another status, or what does not fit the
+        state, ConflictError, ReducerError, and WaitTimeoutError if nobody has taken it in by then.
         """
         row = self.row()
         payload = {"update": self._dumped(row, update, "the update"), "as_node": as_node}

@@ -506,3 +506,21 @@ def test_the_stored_form_does_not_depend_on_the_order_in_which_members_arrived()
     one = Frontier(arrived={0: frozenset(["a", "b", "c"]), 11: frozenset(["z"]), 2: frozenset(["y"])})
     other = Frontier(arrived={2: frozenset(["y"]), 11: frozenset(["z"]), 0: frozenset(["c", "b", "a"])})
     assert encode_frontier(one, "edge") == encode_frontier(other, "edge")
+
+
+def test_langgraph_ordering_takes_nodes_by_name_and_then_sends_in_their_order() -> None:
+    # given what LangGraph itself was seen to do: asrc2, src, zz, then the Sends of asrc2, then those of src
+    shape = topology({START: ["zz", "src", "asrc2"], "zz": [], "src": [], "asrc2": [], "w": []}, ordering="langgraph")
+    first = first_frontier(shape)
+    assert [item.node_id for item in first.items] == ["asrc2", "src", "zz"]
+    sends = {
+        "asrc2": [Route("w", b'"A2-%d"' % number) for number in range(12)],
+        "src": [Route("w", b'"c0"'), Route("w", b'"c1"'), Route("w", b'"e0"'), Route("w", b'"e1"')],
+        "zz": [],
+    }
+    finished = {item.path: Finished(routes=tuple(sends[item.node_id])) for item in first.items}
+    following = next_frontier(shape, first, 1, finished)
+    assert [item.payload for item in following.items] == [route.payload for name in ("asrc2", "src") for route in sends[name]]
+    assert [item.order_key for item in following.items] == sorted(item.order_key for item in following.items)
+    # and the stored form gives the same back
+    assert decode_frontier(encode_frontier(following, "langgraph"), 1) == following

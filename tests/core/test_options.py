@@ -38,6 +38,8 @@ ALL_CHANGED = Options(
     seed=-4,
     max_payload_bytes=100,
     max_cost_usd=Decimal("0.10"),
+    interrupt_before=("plan",),
+    interrupt_after=("plan", "search"),
     context={"user": "anna"},
     fail_fast=False,
 )

@@ -92,7 +92,7 @@ def resume(
     with _engine(settings, None) as engine:
         found = engine.run(run_id)
         engine.recover(run_id)
-        if answers or found.status is RunStatus.PAUSED:
+        if answers or found.status is RunStatus.PAUSED or (found.status is RunStatus.INTERRUPTED and not found.interrupts()):
             found.resume(given, options=options)
         follow(found, settings, as_json, interrupted=_unfinished(found, settings))
 

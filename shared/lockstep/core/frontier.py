@@ -119,7 +119,13 @@ def _release(topology: Topology, base: Frontier, triggered: Iterable[Waiting], s
 
 
 def ranked(due: Sequence[Waiting], ordering: Ordering, step_id: int) -> tuple[WorkItem, ...]:
-    """The items in ascending (order_key, path); in "edge" ordering the given order is that already."""
+    """The items in ascending (order_key, path); in "edge" ordering the given order is that already.
+
+    In "langgraph" ordering, those on the state come first, by the name of their node; then Sends, in the given order.
+    """
+    if ordering == "langgraph":
+        on_state = sorted((waiting for waiting in due if waiting.payload is None), key=lambda waiting: waiting.node_id)
+        due = [*on_state, *(waiting for waiting in due if waiting.payload is not None)]
     items = []
     for rank, waiting in enumerate(due):
         path = path_of(waiting.parent_path, waiting.node_id, waiting.edge_index)

@@ -1,7 +1,7 @@
 """Order and identity: the formulas, and nothing else.
 
     path      = SHA256(parent_path || node_id || edge_index)          32 bytes
-    order_key = BE_u32(rank) || path[0:4]                              8 bytes, "edge" ordering
+    order_key = BE_u32(rank) || path[0:4]                              8 bytes, "edge" and "langgraph" ordering
     order_key = path[0:8], ties broken by the whole path               8 bytes, "hash" ordering
 
 `parent_path` is the parent item's path (32 zero bytes at START), `node_id` is UTF-8, `edge_index` is 4 bytes, big-endian and
@@ -14,8 +14,8 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-Ordering = Literal["edge", "hash"]
-ORDERINGS: tuple[Ordering, ...] = ("edge", "hash")
+Ordering = Literal["edge", "hash", "langgraph"]
+ORDERINGS: tuple[Ordering, ...] = ("edge", "hash", "langgraph")
 
 ROOT_PATH = bytes(32)
 START = "__start__"
@@ -29,7 +29,7 @@ def path_of(parent_path: bytes, node_id: str, edge_index: int) -> bytes:
 
 def order_key_of(ordering: Ordering, rank: int, path: bytes) -> bytes:
     """The 8 bytes by which the items of a step sort."""
-    return rank.to_bytes(4, "big") + path[:4] if ordering == "edge" else path[:8]
+    return path[:8] if ordering == "hash" else rank.to_bytes(4, "big") + path[:4]
 
 
 def state_hash_of(digests: Mapping[str, bytes]) -> bytes:
