@@ -6,6 +6,8 @@ TESTS ?= tests
 # Most tests wait for servers and other processes most of the time.
 PROCESSES ?= 4
 STORES ?= postgres mysql sqlite
+# What is run a second time under settings as hard as can be; other tests choose their own.
+STRICTLY ?= $(addprefix tests/distributed/test_,determinism.py interrupts.py costs.py streaming.py time_travel.py)
 STORM_MINUTES ?= 0.7
 # A machine that does something else beside it may take longer than the 15 s that are promised.
 RECOVERY_SECONDS ?= 60
@@ -69,6 +71,7 @@ proof: $(VENV)/.installed  ## All proofs at full length, about an hour: simulati
 	@$(BIN)/python -m tests.chaos --store postgres --minutes 15
 	@$(BIN)/python -m tests.chaos --store mysql --minutes 5
 	@$(BIN)/python -m tests.chaos --store sqlite --minutes 5
+	@LOCKSTEP_TEST_STRICT=1 $(BIN)/pytest --timeout 1800 --numprocesses $(PROCESSES) --dist worksteal $(STRICTLY)
 	@LOCKSTEP_TEST_RUNS=1000 LOCKSTEP_TEST_RESTART_ROUNDS=5 LOCKSTEP_TEST_CROWDED_SECONDS=60 LOCKSTEP_TEST_ALL_CRASH_POINTS=1 \
 		$(BIN)/pytest --timeout 1800 --numprocesses $(PROCESSES) --dist worksteal tests/guarantees tests/distributed
 

@@ -73,7 +73,9 @@ def test_what_has_started_after_a_run_was_cancelled_goes_on() -> None:
     compiled = Graph(State).add_node("watchful", watchful).add_edge(START, "watchful").compile()
     waiting: deque[Task] = deque()
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    executor = Executor({compiled.hash: compiled}, 2, "w", lambda: waiting.popleft() if waiting else None, answers.put)
+    executor = Executor(
+        {compiled.hash: compiled}, 2, "w", lambda: waiting.popleft() if waiting else None, answers.put, lambda chunk: None
+    )
     with closing(executor):
         between = 0.0
         for number in (1, 2):
