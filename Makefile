@@ -71,7 +71,8 @@ proof: $(VENV)/.installed  ## All proofs at full length, about an hour: simulati
 	@$(BIN)/python -m tests.chaos --store postgres --minutes 15
 	@$(BIN)/python -m tests.chaos --store mysql --minutes 5
 	@$(BIN)/python -m tests.chaos --store sqlite --minutes 5
-	@LOCKSTEP_TEST_STRICT=1 $(BIN)/pytest --timeout 1800 --numprocesses $(PROCESSES) --dist worksteal $(STRICTLY)
+	@LOCKSTEP_TEST_STRICT=1 $(BIN)/pytest --timeout 1800 --numprocesses $(PROCESSES) --dist worksteal $(STRICTLY) \
+		--deselect tests/distributed/test_determinism.py::test_tasks_are_enqueued_in_ascending_order_key
 	@LOCKSTEP_TEST_RUNS=1000 LOCKSTEP_TEST_RESTART_ROUNDS=5 LOCKSTEP_TEST_CROWDED_SECONDS=60 LOCKSTEP_TEST_ALL_CRASH_POINTS=1 \
 		$(BIN)/pytest --timeout 1800 --numprocesses $(PROCESSES) --dist worksteal tests/guarantees tests/distributed
 

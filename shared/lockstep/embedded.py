@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ from lockstep.core.merge import Schema
 from lockstep.errors import ConfigurationError, GraphVersionError, LockstepError, StoreUnavailableError
 from lockstep.graph import CompiledGraph, serving
 from lockstep.options import Options
-from lockstep.ports import Reader, Store
+from lockstep.ports import Clock, Reader, Store
 from lockstep.prices import PRICES, Pricing
 from lockstep.records import Command, NewRun, RunRow
 from lockstep.replay import replay_run
@@ -36,7 +37,14 @@ CAUSES_KEPT = 1000
 class Embedded:
     """The running parts of an engine. Also the `Backend` of its Runs, and the `LoopObserver` of its coordinator."""
 
-    def __init__(self, url: str, graphs: dict[str, CompiledGraph], options: Options, pricing: Pricing = PRICES) -> None:
+    def __init__(
+        self,
+        url: str,
+        graphs: dict[str, CompiledGraph],
+        options: Options,
+        pricing: Pricing = PRICES,
+        clock: Clock = time,
+    ) -> None:
         self._graphs = graphs
         self._subscribers: dict[str, list[tuple[Callable[[], None], bool]]] = {}
         self._stuck: dict[str, LockstepError] = {}
@@ -49,9 +57,9 @@ class Embedded:
         self.lease_id = self._lease.lease_id
         broker = InProcessBroker(options.queue_depth)
         self._hub = LiveHub(self._streamed)
-        self.executor = Executor(graphs, options.slots, "embedded", broker.take, broker.deliver, self._hub.put, pricing)
+        self.executor = Executor(graphs, options.slots, "embedded", broker.take, broker.deliver, self._hub.put, pricing, clock)
         broker.connect(self.executor.pump, self.executor.cancel)
-        self.coordinator = Coordinator(self.store, broker, self.lease_id, graphs, observer=self)
+        self.coordinator = Coordinator(self.store, broker, self.lease_id, graphs, observer=self, clock=clock)
         self._thread = threading.Thread(target=self.coordinator.run, name="lockstep-coordinator", daemon=True)
         self._thread.start()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from lockstep.errors import (
 from lockstep.graph import CompiledGraph, Graph
 from lockstep.models import values_of
 from lockstep.options import Options, With, combine, encode_options
+from lockstep.ports import Clock
 from lockstep.prices import PRICES, Pricing
 from lockstep.records import NewRun, RunRow
 from lockstep.run import Run, runs_of
@@ -54,6 +56,7 @@ class Engine:
         self._options = combine(options, settings)
         self._url = store
         self._pricing = prices
+        self._clock: Clock = time  # Tests move theirs, see `lockstep.testing`.
         self._lock = threading.Lock()
         self._parts: Embedded | None = None
         self._closed = False
@@ -70,7 +73,7 @@ class Engine:
             if self._closed:
                 raise ConfigurationError("this engine is closed; make a new one", option="engine")
             if self._parts is None:
-                self._parts = Embedded(self._url, self._by_hash, self._options, self._pricing)
+                self._parts = Embedded(self._url, self._by_hash, self._options, self._pricing, self._clock)
                 # For an engine that nobody closes: when it is no longer used, or when the process ends, which must not wait.
                 weakref.finalize(self, self._parts.close, drain_seconds=0.0)
             return self._parts

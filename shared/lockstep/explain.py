@@ -53,10 +53,11 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     findings: Sequence[str]
 
 
-def explain(reader: Reader, row: RunRow, seen: Whereabouts | None) -> Explanation:
-    """Explain a run from what is stored and, where Redis was looked at, from what was `seen` there."""
+def explain(reader: Reader, row: RunRow, seen: Whereabouts | None, now: float | None = None) -> Explanation:
+    """Explain a run from what is stored and, where Redis was looked at, from what was `seen` there. `now`: seconds since 1970."""
+    now = time.time() if now is None else now
     owner = reader.holder_of(row.partition_id)
-    items = [] if row.status in FINISHED or row.step_id < 0 else _items(reader, row, seen, time.time())
+    items = [] if row.status in FINISHED or row.step_id < 0 else _items(reader, row, seen, now)
     return Explanation(
         run_id=row.run_id,
         graph=row.graph,
@@ -82,7 +83,8 @@ def _item(row: RunRow, item: WorkItem, journal: Sequence[JournalRow], seen: Wher
     if is_done(journal):
         state = "done"
     elif (question := open_question(journal)) and (timer := timer_of(journal, question)) and timer.sleeps:
-        state, where = "timer", f"until {_moment(asked_at(question) + timer.seconds * 1000)}"
+        until = asked_at(question) + timer.seconds * 1000
+        state, where = ("timer", f"until {_moment(until)}") if until > now * 1000 else (state, where)
     elif question:
         state, where = "answer", question_id(item.path, question.n)
     elif seen is not None and key in seen.claimed:

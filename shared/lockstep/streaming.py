@@ -163,7 +163,8 @@ class Follower:
         if known is None:
             if chunk.number:
                 return None if self._resumes else "lost"
-            return "again" if chunk.attempt > 1 or chunk.delivery > 1 else None
+            # An earlier one may have been seen before the stream broke.
+            return "again" if self._resumes and (chunk.attempt > 1 or chunk.delivery > 1) else None
         _, execution, number = known
         if execution != chunk.execution:
             return "again"

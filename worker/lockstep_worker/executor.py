@@ -18,6 +18,7 @@ from lockstep.costs import encode_usage
 from lockstep.errors import GraphVersionError
 from lockstep.graph import CompiledGraph, NodeSpec
 from lockstep.interrupts import Question
+from lockstep.ports import Clock
 from lockstep.prices import PRICES, Pricing, priced
 from lockstep.records import Chunk, HandedBack, Task, TaskResult
 from lockstep_worker.context import NodeContext
@@ -39,14 +40,14 @@ class Running:
 
     __slots__ = ("child", "context", "coroutine", "deadline", "is_unwanted", "loop", "started", "started_at", "task")
 
-    def __init__(self, task: Task, stream: Callable[[Chunk], None]) -> None:
+    def __init__(self, task: Task, stream: Callable[[Chunk], None], clock: Clock) -> None:
         self.task = task
         self.loop: EventLoop | None = None
         self.is_unwanted = False
         self.child: Loan | None = None
         self.coroutine: Callable[[], object] | None = None
         self.context = NodeContext(task, send=stream)
-        self.started_at = time.time_ns() // 1_000_000
+        self.started_at = int(clock.time() * 1000)
         self.started = time.perf_counter()
         self.deadline = self.started + task.timeout_seconds
 
@@ -77,6 +78,7 @@ class Executor:
         deliver: Callable[[TaskResult | HandedBack], None],
         stream: Callable[[Chunk], None],
         pricing: Pricing = PRICES,
+        clock: Clock = time,
     ) -> None:
         self._graphs = graphs
         self._slots = slots
@@ -85,6 +87,7 @@ class Executor:
         self._deliver = deliver
         self._stream = stream
         self._pricing = pricing
+        self._clock = clock
         self._lock = threading.Lock()
         self._running: set[Running] = set()
         self._closed = False
@@ -141,7 +144,7 @@ class Executor:
             task = self._take()
             if task is None:
                 return None
-            running = Running(task, self._stream)
+            running = Running(task, self._stream, self._clock)
             self._running.add(running)
             return running
 
