@@ -54,7 +54,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def explain(reader: Reader, row: RunRow, seen: Whereabouts | None, now: float | None = None) -> Explanation:
-    """Explain a run from what is stored and, where Redis was looked at, from what was `seen` there. `now`: seconds since 1970."""
+    """Explain a run from what is stored and, where Redis was looked at, from what was `seen` there; `now` since 1970."""
     now = time.time() if now is None else now
     owner = reader.holder_of(row.partition_id)
     items = [] if row.status in FINISHED or row.step_id < 0 else _items(reader, row, seen, now)

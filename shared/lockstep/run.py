@@ -289,6 +289,8 @@ class Run:
                         # Without blocking: who waits must not take a thread from those that do something.
                         for event in await asyncio.to_thread(follower.chunks, 0.0):
                             yield event
+                        if follower.is_behind:
+                            break
                         await asyncio.sleep(min(left, CHUNKS_POLL_SECONDS))
                     changed.clear()
         finally:

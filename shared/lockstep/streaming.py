@@ -82,6 +82,11 @@ class Follower:
         """Whether `chunks` is to be called while there is nothing else to do."""
         return self._live is not None and self._live.blocks
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether chunks have come of a step before which others are committed that are not read yet: call `read`."""
+        return bool(self._chunks) and self._chunks[0][1].step_id > self._next_step
+
     def chunks(self, seconds: float) -> list[StreamEvent]:
         """What nodes stream; waits for something at most this long."""
         self._receive(seconds)
@@ -145,8 +150,9 @@ class Follower:
             self._chunks += self._live.read(last, seconds)
 
     def _chunk_events(self, step_id: int | None) -> Iterator[StreamEvent]:
-        """Those that have come of steps up to this one; None: of those under way. Of a step that was passed, nothing comes."""
-        while self._chunks and (step_id is None or self._chunks[0][1].step_id <= step_id):
+        """Those that have come of steps up to this one; None: the one under way. Of a step that was passed, nothing comes."""
+        last = self._next_step if step_id is None else step_id
+        while self._chunks and self._chunks[0][1].step_id <= last:
             self._live_id, chunk = self._chunks.pop(0)
             if chunk.step_id < self._next_step:
                 continue  # Of a delivery that comes too late.

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Annotated, Any, TypedDict
 
+import msgspec
 import pytest
 
 from lockstep import (
@@ -26,6 +27,7 @@ from lockstep import (
     StreamEvent,
 )
 from lockstep.broker import live
+from lockstep.streaming import Follower
 
 Wait = Callable[[threading.Event], None]
 ALL: list[Any] = ["values", "updates", "custom", "events"]
@@ -237,3 +239,19 @@ def test_a_client_without_redis_sees_no_chunks(tmp_path: Any, monkeypatch: pytes
         with pytest.raises(ConfigurationError, match="redis_url"):
             list(client.run("run").stream(["custom"]))
         assert [event.mode for event in client.run("run").stream(["values"])] == ["values"] * 4
+
+
+def test_chunks_of_a_step_never_come_before_what_was_committed_before_it() -> None:
+    # given a reader that has looked at the run before its first node's step was committed
+    with Engine(speaking(1)) as engine:
+        run = engine.submit({})
+        run.result()
+        row = run.row()
+        follower = Follower(run.backend, run.run_id, ALL, None)
+        early = follower.read(msgspec.structs.replace(row, step_id=0), False)
+        # then what has come of the node's chunks by now waits
+        assert [event.mode for event in early] == ["values"]
+        assert follower.is_behind
+        rest = follower.read(row, True)
+        assert [brief(event) for event in [*early, *rest]] == [brief(event) for event in run.stream(ALL)]
+        assert not follower.is_behind
