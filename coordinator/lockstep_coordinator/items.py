@@ -28,8 +28,9 @@ from lockstep.options import Options
 from lockstep.recording import decode_calls, encode_calls
 from lockstep.records import HandedBack, JournalRow, Outstanding, RunRow, Task, TaskResult
 from lockstep.wire import EmittedEvent, JournalMeta, decode_meta, decode_outcome
+from lockstep_coordinator.questions import Questions
 from lockstep_coordinator.ready import Lane, Ready
-from lockstep_coordinator.tasks import in_questions_order, task_of
+from lockstep_coordinator.tasks import task_of
 
 FIRST_RETURN_PAUSE_SECONDS = 0.05
 MAX_RETURN_PAUSE_SECONDS = 5.0
@@ -52,15 +53,6 @@ class Retry(msgspec.Struct, frozen=True):
 
     item: WorkItem
     pause_seconds: float
-
-
-class Due(msgspec.Struct, frozen=True):
-    """The question of this id answers itself in `seconds`. `sleeps`: nobody else does."""
-
-    question: str
-    seconds: float
-    answer: Any
-    sleeps: bool
 
 
 class Verdict(Enum):
@@ -102,11 +94,7 @@ class ItemsUnderWay:
         self._dead: dict[bytes, tuple[LockstepError, BaseException | None]] = {}
         self._to_handle: dict[bytes, dict[str, Any]] = {}
         self._handled: dict[bytes, dict[str, Any]] = {}
-        self._questions: dict[bytes, int] = {}
-        self._timers: dict[bytes, Due] = {}
-        self._started: set[str] = set()
-        self._answers: dict[bytes, list[bytes]] = {}
-        self._recorded: dict[bytes, dict[int, bytes]] = {}
+        self.questions = Questions()
         self._usages: Counter[bytes] = Counter()
         self._usage_of: set[Execution] = set()
         self.spent_usd = Decimal(0)
@@ -127,6 +115,7 @@ class ItemsUnderWay:
         self._stand_at(state, frontier)
         last: dict[bytes, tuple[dict[str, Any], JournalMeta]] = {}
         for row in journal:
+            self.questions.restore(row, now)
             if row.kind == "done":
                 self._outcomes[row.path], self._events[row.path] = decode_outcome(row.payload)
             elif row.kind == "failed":
@@ -138,30 +127,16 @@ class ItemsUnderWay:
                     self._budget_used[row.path] = self._budget_used.get(row.path, 0) + 1
                     last[row.path] = json.loads(row.payload), meta
             elif row.kind == "interrupted":
-                self._questions[row.path] = row.n
                 self._note_delivery(row.path, decode_meta(row.meta).delivery)
             elif row.kind == "usage":
                 self._usages[row.path] += 1
                 self._usage_of.add(_execution_of(row.path, decode_meta(row.meta)))
-            elif row.kind == "timer":
-                timer = decode_timer(row.payload)
-                meta = decode_meta(row.meta)
-                left = (meta.started_at + meta.latency_ms) / 1000 + timer.seconds - now
-                # Never longer than the whole time, whatever the clocks of two machines say.
-                seconds = min(max(left, 0.0), timer.seconds)
-                self._timers[row.path] = Due(question_id(row.path, row.n), seconds, timer.answer, timer.sleeps)
-            elif row.kind == "recorded":
-                self._recorded.setdefault(row.path, {})[row.n] = row.payload
-            elif row.kind == "answer":
-                self._answers.setdefault(row.path, []).append(row.payload)
-        for path in [path for path, n in self._questions.items() if n < len(self._answers.get(path, ()))]:
-            del self._questions[path]
-        self._timers = {path: due for path, due in self._timers.items() if path in self._questions}
+        self.questions.settle()
         for item in frontier.items:
             if item.stands_for is not None and item.parent_path in last:
                 self._handled[item.path] = last[item.parent_path][0]
         pausing = list(self._pauses(last, now))
-        idle = self._outcomes.keys() | self._pausing | self._dead.keys() | self._questions.keys()
+        idle = self._outcomes.keys() | self._pausing | self._dead.keys() | self.questions.open.keys()
         self.ready.discard(idle)
         return pausing
 
@@ -194,7 +169,7 @@ class ItemsUnderWay:
         self._usages.clear()
         self._usage_of.clear()
         self._handled.clear()
-        self._questions, self._answers, self._recorded, self._timers = {}, {}, {}, {}
+        self.questions = Questions()
 
     def task_for(self, item: WorkItem) -> Task:
         """The task that hands out an item."""
@@ -210,8 +185,8 @@ class ItemsUnderWay:
             attempt=self._failures.get(item.path, 0) + 1,
             delivery=self.in_flight[item.path],
             error=self._handled.get(item.path),
-            answers=self._answers.get(item.path, ()),
-            recorded=in_questions_order(self._recorded.get(item.path)),
+            answers=self.questions.answers_of(item.path),
+            recorded=self.questions.calls_of(item.path),
         )
 
     def next_item(self, full: Collection[Lane]) -> WorkItem | None:
@@ -271,7 +246,7 @@ class ItemsUnderWay:
             self._pausing.discard(result.path)
             self._dead.pop(result.path, None)
             self._to_handle.pop(result.path, None)
-            self._questions.pop(result.path, None)
+            self.questions.close(result.path)
             self._outcomes[result.path], self._events[result.path] = outcome, events
             self._note(item, "done", 0, result.outcome, result)
             return Verdict.TAKEN
@@ -354,7 +329,7 @@ class ItemsUnderWay:
 
     def _absorb_question(self, item: WorkItem, number: int, value: bytes, result: TaskResult) -> Verdict | Unusable:
         """The item asks somebody. This costs a delivery, and no attempt."""
-        answered = len(self._answers.get(item.path, ()))
+        answered = self.questions.answered(item.path)
         if number != answered:
             return Unusable(f"it asks question {number} of an item with {answered} answers")
         size = len(value) + len(result.calls or b"")
@@ -368,37 +343,27 @@ class ItemsUnderWay:
             return Unusable(f"what it asks cannot be read: {error}")
         self._end_flight(item)
         self._note_delivery(item.path, result.delivery)
-        if item.path in self._questions:
+        if item.path in self.questions.open:
             return Verdict.DROPPED  # Another copy of it has asked the same.
-        self._questions[item.path] = number
+        self.questions.ask(item.path, number, timer, calls)
         self._note(item, "interrupted", number, payload, result)
         if timer is not None:
-            self._timers[item.path] = Due(question_id(item.path, number), timer.seconds, timer.answer, timer.sleeps)
             self._note(item, "timer", number, timer.encoded(), result)
         if calls is not None:
-            self._recorded.setdefault(item.path, {})[number] = calls
             self._note(item, "recorded", number, calls, result)
         return Verdict.TAKEN
 
     def _answer(self, answers: Mapping[str, Any]) -> None:
         """Take in answers by the ids of questions; those that nobody waits for are left alone."""
         for item in self.frontier.items:
-            number = self._questions.get(item.path)
+            number = self.questions.open.get(item.path)
             if number is None or (asked := question_id(item.path, number)) not in answers:
                 continue
             payload = canonical_bytes(answers[asked])
-            del self._questions[item.path]
-            self._timers.pop(item.path, None)
-            self._answers.setdefault(item.path, []).append(payload)
+            self.questions.answer(item.path, payload)
             self._note(item, "answer", number, payload, TaskResult(run_id=self.run_id, path=item.path, delivery=0))
             self.ready.add(item)
             self._answered = True
-
-    def new_timers(self) -> list[Due]:
-        """The timers of questions that were asked since this was called last, and are to be started."""
-        due = [one for one in self._timers.values() if one.question not in self._started]
-        self._started.update(one.question for one in due)
-        return due
 
     def _absorb_failure(self, item: WorkItem, failure: Failure, result: TaskResult) -> Retry | Verdict:
         attempt = self._failures[item.path] = self._failures.get(item.path, 0) + 1

@@ -36,8 +36,9 @@ from lockstep.records import (
     Wake,
 )
 from lockstep_coordinator.dispatch import Counts, Dispatcher
-from lockstep_coordinator.items import Due, Retry, Unusable, Verdict
+from lockstep_coordinator.items import Retry, Unusable, Verdict
 from lockstep_coordinator.lease import is_dead
+from lockstep_coordinator.questions import Due
 from lockstep_coordinator.recovery import load
 from lockstep_coordinator.run import ActiveRun
 from lockstep_coordinator.threads import first_of_threads, thread_state
@@ -243,7 +244,7 @@ class Coordinator:
         return run
 
     def _start_timers(self, run: ActiveRun) -> None:
-        for due in run.new_timers():
+        for due in run.questions.new_timers():
             self._set_timer(due.seconds, partial(self._answer_by_timer, run.run_id, due))
 
     def _answer_by_timer(self, run_id: str, due: Due) -> None:

@@ -27,7 +27,8 @@ from lockstep.interrupts import question_id
 from lockstep.options import Options, decode_options, encode_options
 from lockstep.records import Command, Event, JournalRow, RunRow, RunUpdate, StepRow, Transition
 from lockstep.wire import ENGINE_EVENTS
-from lockstep_coordinator.items import Due, ItemsUnderWay, Retry
+from lockstep_coordinator.items import ItemsUnderWay, Retry
+from lockstep_coordinator.questions import Due
 
 SNAPSHOT_MIN_BYTES = 16 * 1024
 """Below this many bytes of patches since the last snapshot, no new one is taken, however small the state."""
@@ -107,7 +108,7 @@ class ActiveRun(ItemsUnderWay):
             case "resume" if self.row.status in (RunStatus.RUNNING, RunStatus.INTERRUPTED):
                 self._answer(json.loads(command.payload))
                 # At a breakpoint nobody is asked anything.
-                self._answered = self._answered or (self.row.status is RunStatus.INTERRUPTED and not self._asks_people())
+                self._answered = self._answered or (self.row.status is RunStatus.INTERRUPTED and not self.questions.to_people)
             case "unpause" if self.row.status is RunStatus.PAUSED:
                 self._unpaused = True
                 given = decode_options(json.loads(command.payload))
@@ -206,7 +207,7 @@ class ActiveRun(ItemsUnderWay):
             same = self._update(status, error=self.row.error)
             return msgspec.structs.replace(common, update=same, events=(event,)), None
         said = {"command_id": command.command_id, "as_node": asked["as_node"], "fields": sorted(asked["update"])}
-        at_breakpoint = status is RunStatus.INTERRUPTED and not self._asks_people()
+        at_breakpoint = status is RunStatus.INTERRUPTED and not self.questions.to_people
         goes_on = status if at_breakpoint or status is RunStatus.PAUSED else RunStatus.RUNNING
         revives = status is RunStatus.FAILED
         changed = self._update(goes_on, step=step, retries=self.row.retries + 1 if revives else None)
@@ -234,7 +235,7 @@ class ActiveRun(ItemsUnderWay):
         answered, self._answered = self._answered, False
         if self.row.status is RunStatus.INTERRUPTED and answered and not self.is_over_budget:
             return msgspec.structs.replace(common, update=self._update(RunStatus.RUNNING))
-        asks = self._asks_people()
+        asks = self.questions.to_people
         waits = bool(asks) and len(self._outcomes) + len(asks) == len(self._items)
         runs_or_may = self.row.status is RunStatus.RUNNING or (self.row.status is RunStatus.INTERRUPTED and answered)
         if self.is_over_budget and not waits and not self.in_flight and runs_or_may:
@@ -243,20 +244,18 @@ class ActiveRun(ItemsUnderWay):
         if self.row.status is not RunStatus.RUNNING or not waits:
             return common
         asked = [
-            question_id(item.path, self._questions[item.path]) for item in self.frontier.items if item.path in self._questions
+            question_id(item.path, self.questions.open[item.path])
+            for item in self.frontier.items
+            if item.path in self.questions.open
         ]
         event = self._event(0, self.row.step_id, "", f"{ENGINE_EVENTS}interrupted", {"ids": asked})
         return msgspec.structs.replace(common, update=self._update(RunStatus.INTERRUPTED), events=(event,))
-
-    def _asks_people(self) -> list[bytes]:
-        """The items whose questions somebody has to answer."""
-        return [path for path in self._questions if path not in self._timers or not self._timers[path].sleeps]
 
     def _first_dead(self) -> LockstepError | None:
         """The error that ends the run: of the item lowest in order, once all are accounted for or fail_fast does not wait."""
         if not self._dead:
             return None
-        ended = len(self._outcomes) + len(self._dead) + len(self._questions)
+        ended = len(self._outcomes) + len(self._dead) + len(self.questions.open)
         if not self.options.fail_fast and ended < len(self._items):
             return None
         error, self.cause = next(self._dead[item.path] for item in self.frontier.items if item.path in self._dead)

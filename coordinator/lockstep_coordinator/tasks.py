@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from lockstep.core.canonical import canonical_bytes
@@ -53,8 +53,3 @@ def task_of(
         recorded=tuple(recorded),
         context=canonical_bytes(options.context) if options.context is not None else None,
     )
-
-
-def in_questions_order(recorded: Mapping[int, bytes] | None) -> tuple[bytes, ...]:
-    """Calls by the number of the question before which they were made, in the order in which they were made."""
-    return tuple(calls for _, calls in sorted(recorded.items())) if recorded else ()

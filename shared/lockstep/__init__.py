@@ -52,16 +52,17 @@ from lockstep.providers import usage_of
 from lockstep.records import PublishedEvent
 
 if TYPE_CHECKING:
+    from lockstep.backend import ReplayReport
     from lockstep.client import Client
     from lockstep.engine import Engine
     from lockstep.history import StepRecord, TaskRecord
-    from lockstep.run import ReplayReport, Run
+    from lockstep.run import Run
     from lockstep.streaming import StreamEvent
 else:
     _LAZY = {
         "Client": "lockstep.client",
         "Engine": "lockstep.engine",
-        "ReplayReport": "lockstep.run",
+        "ReplayReport": "lockstep.backend",
         "Run": "lockstep.run",
         "StepRecord": "lockstep.history",
         "StreamEvent": "lockstep.streaming",

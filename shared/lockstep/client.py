@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from lockstep.backend import ReplayReport
 from lockstep.broker.announce import Announcer
 from lockstep.broker.live import RedisLiveReader
 from lockstep.config import checked_namespace, read_settings
@@ -22,7 +23,7 @@ from lockstep.models import values_of
 from lockstep.options import DEFAULTS, Options, encode_options
 from lockstep.ports import LiveReader, Reader
 from lockstep.records import Command, NewRun, RunRow
-from lockstep.run import ReplayReport, Run, runs_of
+from lockstep.run import Run, runs_of
 from lockstep.store import open_store
 from lockstep.submission import IfBusy, check_same, check_thread, checked_id, encoded_input, new_run_id
 

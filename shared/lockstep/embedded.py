@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from lockstep.backend import ReplayReport
 from lockstep.broker.inprocess import InProcessBroker
 from lockstep.broker.live import HubReader, LiveHub
 from lockstep.core.lifecycle import SETTLED
@@ -20,7 +21,6 @@ from lockstep.ports import Clock, Reader, Store
 from lockstep.prices import PRICES, Pricing
 from lockstep.records import Command, NewRun, RunRow
 from lockstep.replay import replay_run
-from lockstep.run import ReplayReport
 from lockstep.store import open_store
 from lockstep_coordinator.lease import LeaseKeeper
 from lockstep_coordinator.loop import Coordinator

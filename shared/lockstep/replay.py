@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from lockstep.backend import ReplayReport
 from lockstep.core.frontier import decode_frontier
 from lockstep.core.outside import MIGRATION, outside_kind
 from lockstep.core.records import Finished, Frontier, WorkItem, Write
@@ -22,11 +23,11 @@ from lockstep.history import STEPS_PER_READ, items_in_place, read_position
 from lockstep.interrupts import Question
 from lockstep.options import decode_options
 from lockstep.ports import Reader
-from lockstep.recording import differences, shown
+from lockstep.recording import decode_calls, differences, shown
 from lockstep.records import JournalRow, RunRow, StepRow
-from lockstep.run import ReplayReport
 from lockstep.wire import calls_of, decode_meta, decode_outcome
-from lockstep_coordinator.tasks import in_questions_order, task_of
+from lockstep_coordinator.questions import Questions
+from lockstep_coordinator.tasks import task_of
 from lockstep_worker.context import NodeContext
 from lockstep_worker.execute import execute, failure_of, timeout_of
 from lockstep_worker.isolation import Children, Loan, NodeRaised
@@ -142,8 +143,10 @@ class Replay:
                 expected=item.place,
                 **at,
             )
-        asked = {row.n: row.payload for row in rows if row.kind == "recorded"}
-        recorded = [*in_questions_order(asked), _encoded(done.payload)]
+        asked = Questions()
+        for row in sorted(rows, key=lambda row: row.n):
+            asked.restore(row, 0.0)
+        before = asked.calls_of(item.path)
         failed = [row for row in parents if row.kind == "failed"]
         handled = json.loads(max(failed, key=lambda row: row.n).payload) if item.stands_for is not None and failed else None
         task = task_of(
@@ -156,8 +159,8 @@ class Replay:
             attempt=meta.attempt,
             delivery=meta.delivery,
             error=handled,
-            answers=[row.payload for row in sorted(rows, key=lambda row: row.n) if row.kind == "answer"],
-            recorded=recorded if calls or asked else (),
+            answers=asked.answers_of(item.path),
+            recorded=(*before, _encoded(done.payload)) if calls or before else (),
         )
         context = NodeContext(task, replays=True)
 
@@ -182,7 +185,7 @@ class Replay:
             raise self._raised(at, text_of(LockstepError.from_record(failure_of(outcome, task).error))) from outcome
         self._compare_outcomes(at, json.loads(done.payload), json.loads(outcome))
         self._nodes += 1
-        self._calls += len(calls) + sum(len(json.loads(some)) for some in asked.values())
+        self._calls += len(calls) + sum(len(decode_calls(some)) for some in before)
 
     def _raised(self, at: dict[str, Any], what: str) -> ReplayMismatchError:
         text = f"step {at['step_id']}: node {at['node_id']!r} had a result, and now ends with {what}"

@@ -9,13 +9,12 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
 
+from lockstep.backend import Backend, ReplayReport
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.lifecycle import FINISHED, SETTLED, RunStatus
-from lockstep.core.merge import Schema
 from lockstep.costs import Costs, as_text, costs_of
 from lockstep.errors import (
     BudgetExceededError,
@@ -30,7 +29,6 @@ from lockstep.history import StepRecord, read_history, read_interrupts, read_pos
 from lockstep.interrupts import Interrupt, answers_for
 from lockstep.models import values_of
 from lockstep.options import DEFAULTS, Options, decode_options, encode_options
-from lockstep.ports import LiveReader, Reader
 from lockstep.records import Command, NewRun, RunRow
 from lockstep.streaming import Follower, StreamEvent, StreamMode, check_modes, typed
 from lockstep.submission import check_same, checked_id, new_run_id
@@ -43,57 +41,6 @@ CHUNKS_POLL_SECONDS = 0.02
 """How often a coroutine looks for what nodes stream, where it has to look."""
 POLL_SECONDS = 0.5
 """How often a waiting call looks into the store when nobody wakes it: the run may belong to another process."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplayReport:
-    """What a replay has found to be as it was: so many steps, node executions, and recorded calls.
-
-    Steps before the run's last migration belong to another version of its graph; `first_step` is the first that was replayed.
-    """
-
-    run_id: str
-    graph: str
-    first_step: int
-    steps: int
-    nodes: int
-    calls: int
-
-
-class Backend(Protocol):
-    """What a Run needs of whoever made it."""
-
-    @property
-    def reader(self) -> Reader:
-        """The store."""
-
-    @property
-    def announces(self) -> bool:
-        """Whether `subscribe` is of any use; otherwise who waits has to look often."""
-
-    def subscribe(self, run_id: str, wake: Callable[[], None], *, each_step: bool) -> Callable[[], None]:
-        """Call `wake` when the run has come to rest, or after each step too; returns what ends this."""
-
-    def check(self, run_id: str) -> None:
-        """Raise the error that keeps the run from moving, if there is one."""
-
-    def send(self, command: Command) -> None:
-        """Put a command into the inbox and wake the owner if it is known."""
-
-    def schema_of(self, row: RunRow) -> Schema | None:
-        """The schema of the run's graph, where it is loaded."""
-
-    def cause_of(self, run_id: str) -> BaseException | None:
-        """The exception that failed the run, if it was raised in this process."""
-
-    def replay(self, row: RunRow) -> ReplayReport:
-        """See `Run.replay`."""
-
-    def begin(self, run: NewRun) -> RunRow:
-        """Store a run of a graph that another run is of, and let it begin. `partition_id` is chosen here."""
-
-    def live(self, run_id: str) -> LiveReader:
-        """What nodes of the run stream. Raises ConfigurationError where that cannot be seen."""
 
 
 class Run:

@@ -14,6 +14,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Column, Table
 
+from lockstep.backend import ReplayReport
 from lockstep.cli.options import json_option, store_option
 from lockstep.cli.output import print_json, print_run, run_record
 from lockstep.config import read_settings
@@ -22,7 +23,7 @@ from lockstep.core.merge import Schema
 from lockstep.errors import ConfigurationError
 from lockstep.ports import LiveReader, Store
 from lockstep.records import Command, NewRun, RunRow
-from lockstep.run import ReplayReport, Run
+from lockstep.run import Run
 from lockstep.store import open_store
 
 PIPE_WIDTH = 240
