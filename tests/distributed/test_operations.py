@@ -356,7 +356,7 @@ def test_a_large_run_does_not_starve_a_small_one(cluster: Cluster, figure: Figur
     # when a run of one leaf comes, to the same coordinator or another one
     small_value = {"width": 1}
     same = owner == "one coordinator"
-    candidates = (cluster.client.submit("fan", small_value, thread_id=str(number)) for number in range(100))
+    candidates = (cluster.client.submit("fan", small_value, thread_id=str(number)) for number in range(1, 101))
     small = next(run for run in candidates if (cluster.owner_of(run) is cluster.owner_of(large)) is same)
     since = time.monotonic()
     small.result(PATIENCE_SECONDS)

@@ -114,7 +114,10 @@ def _imported(where: Where) -> Any:
             sys.modules["__mp_main__"] = main
             vars(main).update({name: value for name, value in script.items() if not name.startswith("__")})
         return main
-    spec = importlib.util.find_spec(where.module)
+    try:
+        spec = importlib.util.find_spec(where.module)
+    except ModuleNotFoundError:  # Of a package around it: the worker found the module by its path.
+        spec = None
     if where.file is None or (spec is not None and spec.origin == where.file):
         return importlib.import_module(where.module)
     spec = importlib.util.spec_from_file_location(where.module, where.file)
