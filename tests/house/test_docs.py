@@ -158,6 +158,13 @@ def test_the_page_on_replay_lists_the_fields_of_the_error() -> None:
     assert [row["field"] for row in table("replay.md", "field", "what it says")] == list(ReplayMismatchError.field_names())
 
 
+def test_each_difference_from_langgraph_names_a_test_that_there_is() -> None:
+    tests = "".join(path.read_text() for path in DOCS.parent.joinpath("tests").rglob("test_*.py"))
+    for row in table("migrating-from-langgraph.md", "where", "LangGraph", "Lockstep", "test"):
+        for name in re.findall(r"test_\w+", row["test"]):
+            assert f"def {name}(" in tests, f"{row['where']}: no test {name}"
+
+
 NEED_SERVERS = {"docs/distributed.md"}
 """Pages whose examples are executed by tests/distributed/test_docs.py."""
 
