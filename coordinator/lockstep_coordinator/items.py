@@ -223,7 +223,7 @@ class ItemsUnderWay:
     def absorb(self, result: TaskResult) -> Retry | Verdict | Unusable:
         """Take in a result: the first `done` of an item wins, failures count from the current delivery; the rest is dropped.
 
-        Of one that is unusable, nothing is taken in.
+        Of one that is unusable or dropped, nothing is taken in but what it has used: that is paid.
         """
         item = self._items.get(result.path)
         if item is None or self.row.status is not RunStatus.RUNNING:

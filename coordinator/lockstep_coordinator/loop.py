@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar, assert_never
 from lockstep.core.lifecycle import FINISHED
 from lockstep.core.records import WorkItem
 from lockstep.core.superstep import Step
-from lockstep.errors import GraphVersionError, LockstepError, RunCancelledError
+from lockstep.errors import GraphVersionError, LockstepError, RunCancelledError, StateError
 from lockstep.graph import CompiledGraph, served
 from lockstep.ports import Broker, Clock, Store
 from lockstep.records import (
@@ -102,6 +102,7 @@ class Coordinator:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_numbers = itertools.count()
         self._moved: dict[str, ActiveRun] = {}
+        self._looks_soon = False
         self._stopping = threading.Event()
         self._commands_sent = threading.Event()
 
@@ -192,6 +193,8 @@ class Coordinator:
         """Let the run take in what became of one of its tasks."""
         run = self._runs.get(answer.run_id)
         verdict = take_in(run, answer) if run is not None else Verdict.DROPPED
+        if run is not None:
+            self._moved[run.run_id] = run  # Also of what is dropped, what it has used is to be stored.
         if run is not None and isinstance(verdict, Unusable):
             assert isinstance(answer, TaskResult)
             self.counts.quarantined += 1
@@ -201,7 +204,6 @@ class Coordinator:
         if run is None or verdict is Verdict.DROPPED:
             self.counts.dropped_results += 1
             return
-        self._moved[run.run_id] = run
         if isinstance(verdict, Retry):
             self.counts.retries += isinstance(answer, TaskResult) and answer.failure is not None
             self._rest(run.run_id, verdict)
@@ -232,7 +234,10 @@ class Coordinator:
             place = self._store.before_in_thread(row)
             if not place.is_free:
                 return None
-            run.base = thread_state(self._store, place.previous)
+            try:
+                run.base = thread_state(self._store, place.previous)
+            except StateError as damage:
+                run.fail(damage)
         self._runs[run.run_id] = self._moved[run.run_id] = run
         if run.options.deadline_seconds is not None:
             passed = max(0.0, self._clock.time() - row.created_at / 1000)
@@ -304,6 +309,7 @@ class Coordinator:
 
     def _look(self) -> None:
         """Look for what no message announced: runs submitted elsewhere, and commands."""
+        self._looks_soon = False
         work = self._store.poll(self._lease_id)
         for row in first_of_threads(work.new):
             if row.run_id not in self._runs and row.partition_id in self._owned:
@@ -367,7 +373,8 @@ class Coordinator:
         if run.row.status in FINISHED:
             self.counts.ended[run.row.status.value, run.error_type] += run.row.status is not before
             self._forget(run)
-            if run.row.thread_id is not None:
+            if run.row.thread_id is not None and not self._looks_soon:
+                self._looks_soon = True
                 self._set_timer(0.0, self._look)  # The next run of the thread may begin.
         elif transition.update is not None and (transition.update.revives or transition.update.graph_hash is not None):
             self._forget(run)
@@ -379,6 +386,8 @@ class Coordinator:
             self._observer.moved(run)
         if transition.events:
             self._observer.emitted()
+        if transition.update is not None and step is None and run.run_id in self._runs:
+            self._moved[run.run_id] = run  # Of what has arrived with it, a step may be complete.
 
     def _adopt_stored(self, run: ActiveRun) -> None:
         """Somebody else moved the run: drop what is in memory, and go on from what is stored if the run is still ours."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
+import sqlite3
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -180,3 +182,15 @@ def test_a_version_that_lacks_a_field_of_the_thread_says_so(one_store: str) -> N
 def test_if_busy_is_checked() -> None:
     with Engine(chat()) as engine, pytest.raises(ConfigurationError, match="if_busy"):
         engine.submit({"text": "a"}, thread_id="t", if_busy="fight")  # type: ignore[arg-type]
+
+
+def test_a_thread_whose_state_is_damaged_fails_its_next_run_and_nobody_else(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/runs.db"
+    with Engine(chat(), url) as engine:
+        engine.invoke({"text": "a"}, thread_id="t", run_id="first")
+        # given a state that is not what was committed
+        with sqlite3.connect(tmp_path / "runs.db") as database:
+            database.execute("UPDATE steps SET state_hash = zeroblob(32) WHERE run_id = 'first'")
+        with pytest.raises(StateError, match="does not have its committed hash"):
+            engine.invoke({"text": "b"}, thread_id="t")
+        assert engine.invoke({"text": "c"}, thread_id="u")["turns"] == 1
