@@ -386,7 +386,7 @@ class Coordinator:
             self._observer.moved(run)
         if transition.events:
             self._observer.emitted()
-        if transition.update is not None and step is None and run.run_id in self._runs:
+        if transition.update is not None and step is None and self._runs.get(run.run_id) is run:
             self._moved[run.run_id] = run  # Of what has arrived with it, a step may be complete.
 
     def _adopt_stored(self, run: ActiveRun) -> None:
