@@ -30,7 +30,7 @@ from lockstep.records import HandedBack, JournalRow, Outstanding, RunRow, Task, 
 from lockstep.wire import EmittedEvent, JournalMeta, decode_meta, decode_outcome
 from lockstep_coordinator.questions import Questions
 from lockstep_coordinator.ready import Lane, Ready
-from lockstep_coordinator.tasks import task_of
+from lockstep_coordinator.tasks import TaskMaker
 
 FIRST_RETURN_PAUSE_SECONDS = 0.05
 MAX_RETURN_PAUSE_SECONDS = 5.0
@@ -74,7 +74,7 @@ class ItemsUnderWay:
     def __init__(self, row: RunRow, graph: CompiledGraph, options: Options) -> None:
         self.row = row
         self.graph = graph
-        self.options = options
+        self._go_by(options)
         self.state = State()
         self.frontier = Frontier()
         self.ready = Ready(graph)
@@ -101,6 +101,11 @@ class ItemsUnderWay:
         self._answered = False
         self._journal: list[JournalRow] = []
         self._state_bytes: bytes | None = None
+
+    def _go_by(self, options: Options) -> None:
+        """Use these options from now on."""
+        self.options = options
+        self._tasks = TaskMaker(self.row, self.graph, options)
 
     @property
     def run_id(self) -> str:
@@ -175,10 +180,7 @@ class ItemsUnderWay:
         """The task that hands out an item."""
         if self._state_bytes is None:
             self._state_bytes = self.state.to_bytes()
-        return task_of(
-            self.row,
-            self.graph,
-            self.options,
+        return self._tasks.task(
             item,
             step_id=self.row.step_id + 1,
             state=self._state_bytes,

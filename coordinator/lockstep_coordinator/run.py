@@ -113,10 +113,10 @@ class ActiveRun(ItemsUnderWay):
                 self._unpaused = True
                 given = decode_options(json.loads(command.payload))
                 allowed = total([self.spent_usd, self.options.max_cost_usd or Decimal(0)])
-                self.options = self.options.overridden(Options(max_cost_usd=allowed)).overridden(given)
+                self._go_by(self.options.overridden(Options(max_cost_usd=allowed)).overridden(given))
             case "retry" if self.row.status is RunStatus.FAILED:
                 self._revived = True
-                self.options = self.options.overridden(decode_options(json.loads(command.payload)))
+                self._go_by(self.options.overridden(decode_options(json.loads(command.payload))))
             case _:
                 pass
 

@@ -27,7 +27,7 @@ from lockstep.recording import decode_calls, differences, shown
 from lockstep.records import JournalRow, RunRow, StepRow
 from lockstep.wire import calls_of, decode_meta, decode_outcome
 from lockstep_coordinator.questions import Questions
-from lockstep_coordinator.tasks import task_of
+from lockstep_coordinator.tasks import TaskMaker
 from lockstep_worker.context import NodeContext
 from lockstep_worker.execute import execute, failure_of, timeout_of
 from lockstep_worker.isolation import Children, Loan, NodeRaised
@@ -65,6 +65,7 @@ class Replay:
         self._row = row
         self._graph = graph
         self._options = decode_options(json.loads(row.options))
+        self._tasks = TaskMaker(row, graph, self._options)
         self._children = Children()
         self._nodes = 0
         self._calls = 0
@@ -149,10 +150,7 @@ class Replay:
         before = asked.calls_of(item.path)
         failed = [row for row in parents if row.kind == "failed"]
         handled = json.loads(max(failed, key=lambda row: row.n).payload) if item.stands_for is not None and failed else None
-        task = task_of(
-            self._row,
-            self._graph,
-            self._options,
+        task = self._tasks.task(
             item,
             step_id=step_id,
             state=state,
