@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
@@ -74,7 +75,9 @@ class Follower:
         if "values" in modes and at.step > 0:
             self._state = read_position(source.reader, run_id, at.step - 1).state
         self._live = source.live(run_id) if "custom" in modes else None
-        self._chunks: list[tuple[str, Chunk]] = []
+        self._chunks: deque[tuple[str, Chunk]] = deque()
+        self._outbox: deque[Event] = deque()
+        self._outbox_to = -1
         self._executions: dict[bytes, tuple[int, str, int]] = {}
 
     @property
@@ -98,26 +101,26 @@ class Follower:
         reader, first = self._source.reader, self._next_step
         last = min(first + STEPS_PER_READ - 1, row.step_id)
         events: list[StreamEvent] = []
-        outbox = self._outbox(reader)
+        self._read_outbox(last, row.step_id)
         records = list(read_history(reader, self._run_id, first, last)) if "updates" in self._modes and first <= last else []
         for step in reader.steps(self._run_id, first, last) if first <= last else ():
             tasks = records[step.step_id - first].tasks if records else []
             events += self._chunk_events(step.step_id)
-            events += self._step_events(row, step, [(task.node_id, task.delta, task.path) for task in tasks], outbox)
+            events += self._step_events(row, step, [(task.node_id, task.delta, task.path) for task in tasks])
             self._next_step, self._index, self._skip = step.step_id + 1, 0, 0
         events += self._chunk_events(None)
         if self._next_step > row.step_id:
-            events += self._published(outbox, row.step_id)  # Why it rests is said after its last step.
+            events += self._published(row.step_id)  # Why it rests is said after its last step.
             self.ended = settled
         return events
 
     def _step_events(
-        self, row: RunRow, step: StepRow, updates: Sequence[tuple[str, dict[str, Any], str]], outbox: list[Event]
+        self, row: RunRow, step: StepRow, updates: Sequence[tuple[str, dict[str, Any], str]]
     ) -> Iterator[StreamEvent]:
         for node_id, delta, path in updates:
             if self._is_new():
                 yield self._event("updates", delta, step.step_id, node_id, path=path)
-        yield from self._published(outbox, step.step_id)
+        yield from self._published(step.step_id)
         if "values" in self._modes:
             self._state = self._state.patched(step.patch)
             if self._is_new():
@@ -129,16 +132,20 @@ class Follower:
         self._index += 1
         return self._index > self._skip
 
-    def _outbox(self, reader: Reader) -> list[Event]:
-        if "events" not in self._modes:
-            return []
-        found = reader.events(self._run_id, max(0, self._last_event[0] - 1))
-        return [event for event in found if (event.sequence, event.position) > self._last_event]
+    def _read_outbox(self, last: int, known: int) -> None:
+        """Have the events of steps up to `last` at hand; those up to `known`, the run's last one, come with them."""
+        if "events" not in self._modes or (self._outbox and self._outbox_to >= last):
+            return
+        newest = self._outbox[-1] if self._outbox else None
+        at = (newest.sequence, newest.position) if newest is not None else self._last_event
+        found = self._source.reader.events(self._run_id, max(0, at[0] - 1))
+        self._outbox.extend(event for event in found if (event.sequence, event.position) > at and event.step_id <= known)
+        self._outbox_to = known
 
-    def _published(self, outbox: list[Event], step_id: int) -> Iterator[StreamEvent]:
+    def _published(self, step_id: int) -> Iterator[StreamEvent]:
         """The next events of the outbox, up to those of a step."""
-        while outbox and outbox[0].step_id <= step_id:
-            event = outbox.pop(0)
+        while self._outbox and self._outbox[0].step_id <= step_id:
+            event = self._outbox.popleft()
             self._last_event = event.sequence, event.position
             event_id = f"{event.run_id}/{event.sequence}/{event.position}"
             said = {"type": event.type, "data": json.loads(event.data), "event_id": event_id}
@@ -153,7 +160,7 @@ class Follower:
         """Those that have come of steps up to this one; None: the one under way. Of a step that was passed, nothing comes."""
         last = self._next_step if step_id is None else step_id
         while self._chunks and self._chunks[0][1].step_id <= last:
-            self._live_id, chunk = self._chunks.pop(0)
+            self._live_id, chunk = self._chunks.popleft()
             if chunk.step_id < self._next_step:
                 continue  # Of a delivery that comes too late.
             place = {"path": chunk.path.hex(), "attempt": chunk.attempt}
