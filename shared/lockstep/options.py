@@ -61,10 +61,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.max_cost_usd is not None:
             msgspec.structs.force_setattr(self, "max_cost_usd", dollars(self.max_cost_usd, "max_cost_usd"))
-        try:
-            canonical_bytes(self.context, field="context")
-        except StateError as error:
-            raise ConfigurationError(str(error), option="context") from None
         for option in ("interrupt_before", "interrupt_after"):
             names = getattr(self, option)
             if isinstance(names, str) or not all(isinstance(name, str) for name in names):
@@ -89,6 +85,20 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
                 continue
             if not _is_a(value, kind) or not (holds is None or holds(value)):
                 raise ConfigurationError(f"{option}={value!r} must be {rule}", option=option)
+        if self.context is not None:
+            self._check_context()
+
+    def _check_context(self) -> None:
+        try:
+            size = len(canonical_bytes(self.context, field="context"))
+        except StateError as error:
+            raise ConfigurationError(str(error), option="context") from None
+        if size > self.max_payload_bytes:
+            raise ConfigurationError(
+                f"the context takes {size} bytes, more than max_payload_bytes={self.max_payload_bytes}; it goes with every "
+                f"task: keep large data elsewhere and pass a reference",
+                option="context",
+            )
 
     @property
     def in_flight(self) -> int:

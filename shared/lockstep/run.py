@@ -31,7 +31,7 @@ from lockstep.models import values_of
 from lockstep.options import DEFAULTS, Options, decode_options, encode_options
 from lockstep.records import Command, NewRun, RunRow
 from lockstep.streaming import Follower, StreamEvent, StreamMode, check_modes, typed
-from lockstep.submission import check_same, checked_id, new_run_id
+from lockstep.submission import check_same, checked_id, encoded_input, new_run_id
 from lockstep.wire import ENGINE_EVENTS
 
 UPDATE_SECONDS = 30.0
@@ -338,8 +338,7 @@ class Run:
         values = values_of(update, what)
         schema = self.backend.schema_of(row)
         plain = values if schema is None else schema.dumped(values)
-        for name, value in plain.items():
-            canonical_bytes(value, field=name)
+        encoded_input(plain, decode_options(json.loads(row.options)), what)
         return plain
 
     async def aupdate_state(self, update: Any, as_node: str | None = None) -> int:

@@ -7,7 +7,7 @@ import uuid
 from typing import Literal, get_args
 
 from lockstep.core.canonical import canonical_bytes
-from lockstep.core.lifecycle import FINISHED
+from lockstep.core.lifecycle import FINISHED, RunStatus
 from lockstep.errors import ConfigurationError, RunExistsError, StateError, ThreadBusyError
 from lockstep.options import Options
 from lockstep.ports import Reader
@@ -31,14 +31,14 @@ def new_run_id() -> str:
     return uuid.uuid4().hex
 
 
-def encoded_input(values: dict[str, object], options: Options) -> bytes:
-    """The canonical bytes of an input, given as JSON values. Raises StateError, naming the field."""
+def encoded_input(values: dict[str, object], options: Options, what: str = "the input") -> bytes:
+    """The canonical bytes of an input, given as JSON values. Raises StateError, naming the field, or `what`."""
     for name, value in values.items():
         canonical_bytes(value, field=name)
     data = canonical_bytes(values)
     if len(data) > options.max_payload_bytes:
         raise StateError(
-            f"the input takes {len(data)} bytes, more than max_payload_bytes={options.max_payload_bytes}; "
+            f"{what} takes {len(data)} bytes, more than max_payload_bytes={options.max_payload_bytes}; "
             f"keep large data elsewhere and pass a reference, or raise the option"
         )
     return data
@@ -50,16 +50,14 @@ def check_thread(reader: Reader, graph: str, thread_id: str | None, run_id: str,
         raise ConfigurationError(f"if_busy={if_busy!r} is not one of {', '.join(get_args(IfBusy))}", option="if_busy")
     if if_busy == "queue" or thread_id is None:
         return
-    after = None
-    while rows := reader.find_runs(graph=graph, thread_id=thread_id, after=after):
-        busy = [row.run_id for row in rows if row.status not in FINISHED and row.run_id != run_id]
-        if busy:
+    for status in set(RunStatus) - FINISHED:
+        others = reader.find_runs(graph=graph, thread_id=thread_id, status=status, limit=2)
+        if busy := [row.run_id for row in others if row.run_id != run_id]:
             raise ThreadBusyError(
                 f"run {busy[0]} of thread {thread_id!r} has not ended; wait for it, cancel it, or submit with if_busy='queue'",
                 run_id=busy[0],
                 thread_id=thread_id,
             )
-        after = rows[-1].run_id
 
 
 def check_same(row: RunRow, graph: str, data: bytes) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import redis
 from tests.servers import RedisServer
 
+import lockstep_worker.sender
 from lockstep.broker.presence import WorkerInfo
 from lockstep.broker.worker import WorkerLink
-from lockstep.records import TaskResult
-from lockstep.wire import decode_results
+from lockstep.records import Chunk, TaskResult
+from lockstep.wire import decode_chunk, decode_results
 from lockstep_worker.sender import Outgoing, ResultSender
 
 PATIENCE_SECONDS = 30.0
@@ -130,3 +132,46 @@ def test_what_ends_the_thread_is_told(sending: Sending, monkeypatch: pytest.Monk
     # when a result is to be sent, then the worker learns that nothing will be sent any more
     sending.put(b"one")
     until(lambda: sending.failures == [error])
+
+
+def chunk(number: int) -> Chunk:
+    place = {"run_id": "run", "step_id": 1, "node_id": "n", "path": bytes(32), "attempt": 1, "delivery": 1, "execution": "e"}
+    return Chunk(**place, number=number, data=b"%d" % number)
+
+
+def test_chunks_come_before_the_result_that_follows_them(sending: Sending) -> None:
+    for number in range(3):
+        sending.sender.stream(chunk(number))
+    sending.put(b"a")
+    until(lambda: sending.sent() == [b"a"])
+    entries: Any = sending.redis.xrange(sending.link.names.live("run"))
+    assert [decode_chunk("run", fields[b"chunk"]) for _, fields in entries] == [chunk(number) for number in range(3)]
+    assert sending.sender.dropped_chunks == 0
+
+
+def test_chunks_that_cannot_be_sent_are_dropped_and_counted_and_results_are_kept(
+    sending: Sending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a Redis that is away when chunks are sent, and more of them than may wait
+    monkeypatch.setattr(lockstep_worker.sender, "MAX_CHUNKS", 2)
+    stream, away = sending.link.stream, threading.Event()
+
+    def refused(chunks: Sequence[Chunk]) -> None:
+        if not away.is_set():
+            away.wait(PATIENCE_SECONDS)
+            raise redis.exceptions.ConnectionError("away")
+        stream(chunks)
+
+    monkeypatch.setattr(sending.link, "stream", refused)
+    sending.sender.stream(chunk(0))
+    until(lambda: sending.sender._chunks == 0)
+    for number in range(1, 5):
+        sending.sender.stream(chunk(number))
+    sending.put(b"a")
+    away.set()
+    # then what there is no room for is lost, what follows is not, and all of it is counted
+    until(lambda: sending.sent() == [b"a"])
+    entries: Any = sending.redis.xrange(sending.link.names.live("run"))
+    assert [decode_chunk("run", fields[b"chunk"]).number for _, fields in entries] == [1, 2]
+    assert sending.sender.dropped_chunks == 3
+    assert sending.failures == []

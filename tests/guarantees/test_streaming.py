@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from lockstep import (
+    END,
     START,
     Client,
     ConfigurationError,
@@ -20,7 +21,6 @@ from lockstep import (
     Engine,
     Graph,
     NodeFailedError,
-    Options,
     RetryPolicy,
     Send,
     StateError,
@@ -28,6 +28,7 @@ from lockstep import (
 )
 from lockstep.broker import live
 from lockstep.streaming import Follower
+from lockstep_worker.context import MAX_CHUNK_BYTES
 
 Wait = Callable[[threading.Event], None]
 ALL: list[Any] = ["values", "updates", "custom", "events"]
@@ -190,9 +191,9 @@ def test_an_isolated_node_streams_while_it_runs() -> None:
         assert [event.data for event in run.stream(["custom"])] == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("chunk", "what"), [(object(), "stream()"), ("x" * 200, "max_payload_bytes")])
+@pytest.mark.parametrize(("chunk", "what"), [(object(), "stream()"), ("x" * MAX_CHUNK_BYTES, "stream it in parts")])
 def test_a_chunk_is_json_and_bounded(chunk: Any, what: str) -> None:
-    with Engine(one_node(lambda state, ctx: ctx.stream(chunk)), options=Options(max_payload_bytes=100)) as engine:
+    with Engine(one_node(lambda state, ctx: ctx.stream(chunk))) as engine:
         with pytest.raises(StateError) as caught:
             engine.invoke({})
         assert what in str(caught.value)
@@ -255,3 +256,25 @@ def test_chunks_of_a_step_never_come_before_what_was_committed_before_it() -> No
         rest = follower.read(row, True)
         assert [brief(event) for event in [*early, *rest]] == [brief(event) for event in run.stream(ALL)]
         assert not follower.is_behind
+
+
+def test_events_come_with_their_steps_also_of_a_run_that_goes_on_while_it_is_read() -> None:
+    # given a run of more steps than are read at a time, and a reader that sees it grow
+    def turn(state: State, ctx: Context) -> State:
+        ctx.emit("turn", ctx.step_id)
+        return {"parts": [ctx.step_id]}
+
+    graph = Graph(State).add_node(turn).add_edge(START, "turn")
+    graph.add_conditional_edges("turn", lambda state: "turn" if len(state["parts"]) < 260 else END, ["turn", END])
+    with Engine(graph) as engine:
+        run = engine.submit({})
+        run.result()
+        row = run.row()
+        modes: list[Any] = ["events", "values"]
+        follower = Follower(run.backend, run.run_id, modes, None)
+        found: list[StreamEvent] = []
+        for known in (150, 170, 170, row.step_id, row.step_id, row.step_id):
+            found += follower.read(msgspec.structs.replace(row, step_id=known), known == row.step_id)
+        whole = list(run.stream(modes))
+    assert [brief(event) for event in found] == [brief(event) for event in whole]
+    assert [event.step_id for event in whole] == [0, *(step for step in range(1, 261) for _ in range(2))]

@@ -366,3 +366,11 @@ def test_neither_the_node_nor_its_error_handler_runs_in_its_place() -> None:
         run.update_state({"log": ["by hand"]}, as_node="a")
         assert run.result() == {"log": ["by hand"]}
         assert ran == ["fails"]
+
+
+def test_a_change_is_bounded_like_an_input() -> None:
+    with Engine(line()) as engine:
+        run = engine.submit({})
+        run.result()
+        with pytest.raises(StateError, match="the update takes"):
+            run.fork(0, {"log": ["x" * 5_000_000]})

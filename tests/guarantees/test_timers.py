@@ -212,3 +212,8 @@ def test_nodes_find_the_context_of_their_run(one_store: str, abandon: Any) -> No
 def test_a_context_is_json(wrong: Any) -> None:
     with Engine(one_node(lambda state: {})) as engine, pytest.raises(ConfigurationError, match="context"):
         engine.submit({}, context=wrong)
+
+
+def test_a_context_is_bounded() -> None:
+    with Engine(one_node(lambda state: {})) as engine, pytest.raises(ConfigurationError, match="the context takes"):
+        engine.submit({}, context="x" * 5_000_000)

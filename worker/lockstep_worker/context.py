@@ -22,6 +22,9 @@ from lockstep.records import Chunk, Task
 from lockstep.wire import ENGINE_EVENTS, EmittedEvent
 from lockstep_worker.recorder import Recorder
 
+MAX_CHUNK_BYTES = 16 * 1024
+"""What a node may stream at a time: thousands of chunks are kept in memory for readers, for many runs."""
+
 
 class NodeContext:
     """The `Context` of one delivery of one work item."""
@@ -94,8 +97,10 @@ class NodeContext:
         if self._send is None:
             return  # In a replay, nobody reads.
         data = canonical_bytes(chunk, field="stream()")
-        if len(data) > self.task.max_payload_bytes:
-            raise StateError(f"a chunk of {len(data)} bytes is more than max_payload_bytes={self.task.max_payload_bytes}")
+        if len(data) > MAX_CHUNK_BYTES:
+            raise StateError(
+                f"a chunk of {len(data)} bytes is more than {MAX_CHUNK_BYTES}; stream it in parts, or a reference to it"
+            )
         number, self._streamed = self._streamed, self._streamed + 1
         self._send(
             Chunk(

@@ -54,6 +54,7 @@ def worker(graphs: tuple[str, ...], redis: str | None, queues: tuple[str, ...], 
             inflight_nodes=running,
             quarantined=process.link.quarantined,
             abandoned=process.executor.abandoned,
+            dropped_chunks=process.sender.dropped_chunks,
         )
 
     port = METRICS_PORT if settings.metrics_port is None else settings.metrics_port

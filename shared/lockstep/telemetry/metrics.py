@@ -25,6 +25,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     backpressure_events: int = 0
     retries: int = 0
     abandoned: int = 0
+    dropped_chunks: int = 0
     ended: Mapping[tuple[str, str], int] = {}
 
 
@@ -56,6 +57,9 @@ class Readings(Collector):
             "lockstep_abandoned_nodes",
             "Nodes past their time that could not be stopped, since they run in a thread or hold up their event loop.",
             reading.abandoned,
+        )
+        yield CounterMetricFamily(
+            "lockstep_dropped_chunks", "What nodes streamed and could not be sent, see `ctx.stream`.", reading.dropped_chunks
         )
         ended = CounterMetricFamily("lockstep_ended_runs", "Runs that ended, and with what error.", labels=["status", "error"])
         for labels, runs in list(reading.ended.items()):
