@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar, assert_never
 from lockstep.core.lifecycle import FINISHED
 from lockstep.core.records import WorkItem
 from lockstep.core.superstep import Step
-from lockstep.errors import GraphVersionError, LockstepError, RunCancelledError, StateError
+from lockstep.errors import GraphVersionError, LockstepError, RunCancelledError
 from lockstep.graph import CompiledGraph, served
 from lockstep.ports import Broker, Clock, Store
 from lockstep.records import (
@@ -41,7 +41,7 @@ from lockstep_coordinator.lease import is_dead
 from lockstep_coordinator.questions import Due
 from lockstep_coordinator.recovery import load
 from lockstep_coordinator.run import ActiveRun
-from lockstep_coordinator.threads import first_of_threads, thread_state
+from lockstep_coordinator.threads import NotItsTurn, first_of_threads
 
 A = TypeVar("A", TaskResult, HandedBack, Outstanding)
 
@@ -227,17 +227,9 @@ class Coordinator:
         run before in its thread, unless this is `to_end_it`.
         """
         try:
-            run, pausing = load(self._store, row, self._graphs, self._clock.time())
-        except GraphVersionError:
+            run, pausing = load(self._store, row, self._graphs, self._clock.time(), to_end_it=to_end_it)
+        except (GraphVersionError, NotItsTurn):
             return None
-        if row.thread_id is not None and row.step_id < 0 and not to_end_it:
-            place = self._store.before_in_thread(row)
-            if not place.is_free:
-                return None
-            try:
-                run.base = thread_state(self._store, place.previous)
-            except StateError as damage:
-                run.fail(damage)
         self._runs[run.run_id] = self._moved[run.run_id] = run
         if run.options.deadline_seconds is not None:
             passed = max(0.0, self._clock.time() - row.created_at / 1000)

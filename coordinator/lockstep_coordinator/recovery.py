@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 import msgspec
 
-from lockstep.core.lifecycle import RunStatus
 from lockstep.costs import costs_of
 from lockstep.errors import GraphVersionError, StateError
 from lockstep.graph import CompiledGraph, serving
@@ -18,15 +17,18 @@ from lockstep.ports import Reader
 from lockstep.records import FORMAT_VERSION, RunRow
 from lockstep_coordinator.items import Retry
 from lockstep_coordinator.run import ActiveRun
+from lockstep_coordinator.threads import first_state
 
 
-def load(reader: Reader, row: RunRow, graphs: Mapping[str, CompiledGraph], now: float) -> tuple[ActiveRun, list[Retry]]:
+def load(
+    reader: Reader, row: RunRow, graphs: Mapping[str, CompiledGraph], now: float, *, to_end_it: bool = False
+) -> tuple[ActiveRun, list[Retry]]:
     """The run as its last commit and journal leave it, and its items that wait for their next attempt, with what is left of
     their pauses at `now` (seconds since 1970): no item with a journalled result runs again.
 
     One of another version, from which the graph has a migration, has that to commit first.
     A run whose stored state is not what was committed is made to fail. Raises GraphVersionError if its graph
-    is not loaded, or the row has another format.
+    is not loaded, or the row has another format; NotItsTurn if it waits in its thread, unless this is `to_end_it`.
     """
     graph = serving(graphs, row.graph_hash)
     if graph is None or row.format_version != FORMAT_VERSION:
@@ -38,9 +40,10 @@ def load(reader: Reader, row: RunRow, graphs: Mapping[str, CompiledGraph], now: 
             graph_hash=row.graph_hash,
         )
     run = ActiveRun(row, graph, decode_options(json.loads(row.options)))
-    if row.status is RunStatus.PENDING or row.step_id < 0:
-        return run, []
     try:
+        if row.step_id < 0:
+            run.base = first_state(reader, row, to_end_it=to_end_it)
+            return run, []
         position = read_position(reader, row.run_id, row.step_id)
     except StateError as damage:
         run.fail(damage)

@@ -23,8 +23,21 @@ def first_of_threads(rows: Iterable[RunRow]) -> list[RunRow]:
     return [*free, *first.values()]
 
 
-def thread_state(reader: Reader, previous: RunRow | None) -> State | None:
-    """The state that the runs before have left; None: none of them has begun. Raises StateError if it is damaged."""
+class NotItsTurn(Exception):
+    """Another run of the thread comes first."""
+
+
+def first_state(reader: Reader, row: RunRow, *, to_end_it: bool) -> State | None:
+    """What the runs before in its thread have left for a run that has not begun; None: nothing, its graph's defaults hold.
+
+    Raises NotItsTurn while another one is under way, unless this is `to_end_it`; StateError if what is left is damaged.
+    """
+    if row.thread_id is None or to_end_it:
+        return None
+    place = reader.before_in_thread(row)
+    if not place.is_free:
+        raise NotItsTurn(row.run_id)
+    previous = place.previous
     while previous is not None and previous.step_id < 0:
         previous = reader.before_in_thread(previous).previous  # It was cancelled while it waited.
     return None if previous is None else read_position(reader, previous.run_id, previous.step_id).state

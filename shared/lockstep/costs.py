@@ -159,7 +159,7 @@ def costs_of(rows: Iterable[JournalRow]) -> Costs:
         for usage in used.calls:
             node, model = costs.by_node.setdefault(used.node_id, Sum()), costs.by_model.setdefault(usage.model, Sum())
             for one in (costs, node, model):
-                Sum.add(one, usage)
+                one.add(usage)
             if usage.unpriced is not None:
                 costs.reasons[usage.unpriced] = costs.reasons.get(usage.unpriced, 0) + 1
     return costs

@@ -39,6 +39,7 @@ GRAPHS = (
     f"{FLOWS}:asks",
     f"{FLOWS}:pays",
     f"{FLOWS}:speaks",
+    f"{FLOWS}:rests",
     f"{AUDIT}:graph",
 )
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
-from lockstep import END, START, Context, Graph, Send, interrupt
+from lockstep import END, START, Context, Graph, Send, interrupt, sleep
 
 
 class State(TypedDict, total=False):
@@ -272,3 +272,17 @@ def say(state: State, ctx: Context) -> dict[str, Any]:
 
 
 speaks.add_edge(START, "say")
+
+
+rests = Graph(State, name="rests")
+
+
+@rests.node
+def rest(state: State, ctx: Context) -> dict[str, Any]:
+    """Adds to what its thread has left, after it has slept for `delay_ms`."""
+    note(state["ledger"], f"{ctx.run_id} {ctx.path} {ctx.delivery} {os.getpid()}")
+    sleep(state["delay_ms"] / 1000)
+    return {"n": state.get("n", 0) + 1, "seen": [state.get("n", 0)]}
+
+
+rests.add_edge(START, "rest")
