@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from lockstep.compiled import CompiledGraph
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.frontier import decode_frontier
 from lockstep.core.outside import outside_kind
@@ -18,7 +19,6 @@ from lockstep.core.records import Finished, Frontier, Write
 from lockstep.core.state import State
 from lockstep.core.superstep import Step, advance, begin
 from lockstep.fsck import check_store
-from lockstep.graph import CompiledGraph
 from lockstep.history import items_in_place
 from lockstep.options import decode_options
 from lockstep.ports import Reader

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from lockstep.compiled import CompiledGraph
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.frontier import stand_in
 from lockstep.core.lifecycle import RunStatus
@@ -22,7 +23,6 @@ from lockstep.core.records import Failure, Finished, Frontier, WorkItem
 from lockstep.core.state import State
 from lockstep.costs import Usage, Used, decode_usage, total
 from lockstep.errors import LockstepError, PoisonError, StateError
-from lockstep.graph import CompiledGraph
 from lockstep.interrupts import decode_timer, question_id
 from lockstep.options import Options
 from lockstep.recording import decode_calls, encode_calls

@@ -15,11 +15,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Protocol, TypeVar, assert_never
 
+from lockstep.compiled import CompiledGraph, served
 from lockstep.core.lifecycle import FINISHED
 from lockstep.core.records import WorkItem
 from lockstep.core.superstep import Step
 from lockstep.errors import GraphVersionError, LockstepError, RunCancelledError
-from lockstep.graph import CompiledGraph, served
 from lockstep.ports import Broker, Clock, Store
 from lockstep.records import (
     AlreadyCommitted,

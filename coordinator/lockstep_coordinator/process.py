@@ -13,8 +13,8 @@ from typing import Protocol
 
 import structlog
 
+from lockstep.compiled import CompiledGraph
 from lockstep.errors import BrokerUnavailableError, LockstepError, StoreUnavailableError
-from lockstep.graph import CompiledGraph
 from lockstep.ports import Broker, Store
 from lockstep_coordinator.dispatch import Counts
 from lockstep_coordinator.lease import LeaseKeeper

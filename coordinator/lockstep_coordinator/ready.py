@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 
+from lockstep.compiled import CompiledGraph
 from lockstep.core.records import WorkItem
-from lockstep.graph import CompiledGraph
 
 Lane = tuple[str, str]
 """What an item waits for room in: its queue and, if its node has max_concurrent, the node of the graph's version; else ""."""

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 import msgspec
 
+from lockstep.compiled import CompiledGraph, serving
 from lockstep.costs import costs_of
 from lockstep.errors import GraphVersionError, StateError
-from lockstep.graph import CompiledGraph, serving
 from lockstep.history import items_in_place, read_position
 from lockstep.options import decode_options
 from lockstep.ports import Reader

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from lockstep.compiled import CompiledGraph
 from lockstep.core.canonical import MAX_DEPTH, canonical_bytes
 from lockstep.core.frontier import decode_frontier
 from lockstep.core.lifecycle import FINISHED, RunStatus, may_move
@@ -22,7 +23,6 @@ from lockstep.core.superstep import Step, advance, begin
 from lockstep.costs import as_text, total
 from lockstep.errors import GraphVersionError, LockstepError, RunCancelledError, StateError, text_of
 from lockstep.forks import fork_input_of
-from lockstep.graph import CompiledGraph
 from lockstep.interrupts import question_id
 from lockstep.options import Options, decode_options, encode_options
 from lockstep.records import Command, Event, JournalRow, RunRow, RunUpdate, StepRow, Transition

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from lockstep.compiled import CompiledGraph
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.ordering import run_seed_of
 from lockstep.core.records import WorkItem
-from lockstep.graph import CompiledGraph
 from lockstep.options import Options
 from lockstep.records import RunRow, Task
 

@@ -12,10 +12,10 @@ import msgspec
 from lockstep.backend import ReplayReport
 from lockstep.broker.inprocess import InProcessBroker
 from lockstep.broker.live import HubReader, LiveHub
+from lockstep.compiled import CompiledGraph, serving
 from lockstep.core.lifecycle import SETTLED
 from lockstep.core.merge import Schema
 from lockstep.errors import ConfigurationError, GraphVersionError, LockstepError, StoreUnavailableError
-from lockstep.graph import CompiledGraph, serving
 from lockstep.options import Options
 from lockstep.ports import Clock, Reader, Store
 from lockstep.prices import PRICES, Pricing

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
+from lockstep.compiled import CompiledGraph
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.lifecycle import FINISHED, RunStatus
 from lockstep.core.ordering import shard_of
@@ -18,7 +19,7 @@ from lockstep.errors import (
     RunNotFoundError,
     UnknownGraphError,
 )
-from lockstep.graph import CompiledGraph, Graph
+from lockstep.graph import Graph
 from lockstep.models import values_of
 from lockstep.options import Options, With, combine, encode_options
 from lockstep.ports import Clock

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, get_args, overload
 
 import msgspec
 
+from lockstep.compiled import CompiledGraph, Handler, Isolation, Migration, NodeFunction, NodeSpec, Router
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.merge import Reducer
 from lockstep.core.ordering import END, ORDERINGS, START, Ordering
@@ -22,8 +23,6 @@ from lockstep.core.topology import Barrier, Edge, Node, Topology
 from lockstep.errors import ConfigurationError
 from lockstep.schema import name_of, schema_of
 
-NodeFunction = Callable[..., Any]
-Isolation = Literal["none", "process"]
 F = TypeVar("F", bound=NodeFunction)
 
 
@@ -45,71 +44,6 @@ class Overwrite(msgspec.Struct, frozen=True):
     """Replace a reduced field's value; the other writes of the step to this field are discarded."""
 
     value: Any
-
-
-class Router(msgspec.Struct, frozen=True):
-    """A conditional edge: `function` returns labels, names or Sends; `labels` maps what it returns to nodes; None: any node."""
-
-    name: str
-    function: NodeFunction
-    labels: dict[Any, str] | None
-    takes_context: bool
-
-
-class Handler(msgspec.Struct, frozen=True):
-    """What runs in a node's place when that has failed for good."""
-
-    name: str
-    function: NodeFunction
-    takes_context: bool
-
-
-class NodeSpec(msgspec.Struct, frozen=True):
-    """A node as the worker runs it. `is_async`: it, its handler or one of its routers must run on an event loop."""
-
-    node_id: str
-    function: NodeFunction | None
-    routers: tuple[Router, ...]
-    takes_context: bool
-    is_async: bool
-    queue: str
-    retry: RetryPolicy | None
-    timeout_seconds: float | None
-    handler: Handler | None = None
-    isolation: Isolation = "none"
-    max_concurrent: int | None = None
-
-
-class Migration(msgspec.Struct, frozen=True):
-    """How runs of another version go on with this one: what becomes of their state (JSON values), and of their nodes' names."""
-
-    function: Callable[[dict[str, Any]], dict[str, Any]]
-    nodes: dict[str, str]
-
-
-class CompiledGraph(msgspec.Struct, frozen=True):
-    """A validated graph: the core's program, the functions, and the hash that runs are pinned to.
-
-    `migrations` are by the hash of the version that runs come from.
-    """
-
-    name: str
-    hash: str
-    state: type
-    program: Program
-    nodes: dict[str, NodeSpec]
-    migrations: dict[str, Migration] = {}
-
-
-def serving(graphs: Mapping[str, CompiledGraph], graph_hash: str) -> CompiledGraph | None:
-    """The one of these graphs with which a run of that version goes on: that version, or one that has a migration from it."""
-    found = graphs.get(graph_hash)
-    return found or next((graph for graph in graphs.values() if graph_hash in graph.migrations), None)
-
-
-def served(graphs: Mapping[str, CompiledGraph]) -> set[str]:
-    """The hashes of all versions whose runs go on with one of these graphs."""
-    return {*graphs, *(graph_hash for graph in graphs.values() for graph_hash in graph.migrations)}
 
 
 class Graph:

@@ -12,13 +12,13 @@ from typing import Any
 import msgspec
 
 from lockstep.backend import ReplayReport
+from lockstep.compiled import CompiledGraph, NodeSpec
 from lockstep.core.frontier import decode_frontier
 from lockstep.core.outside import MIGRATION, outside_kind
 from lockstep.core.records import Finished, Frontier, WorkItem, Write
 from lockstep.core.state import State
 from lockstep.core.superstep import Step, advance, begin
 from lockstep.errors import GraphVersionError, LockstepError, ReplayMismatchError, StateError, text_of
-from lockstep.graph import CompiledGraph, NodeSpec
 from lockstep.history import STEPS_PER_READ, items_in_place, read_position
 from lockstep.interrupts import Question
 from lockstep.options import decode_options

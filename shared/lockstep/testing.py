@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 
+from lockstep.compiled import CompiledGraph, NodeSpec
 from lockstep.engine import Engine
 from lockstep.errors import ConfigurationError, WaitTimeoutError
 from lockstep.explain import explain
-from lockstep.graph import CompiledGraph, Graph, NodeSpec
+from lockstep.graph import Graph
 from lockstep.options import Options, With
 from lockstep.prices import PRICES, Pricing
 from lockstep.run import Run

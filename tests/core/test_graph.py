@@ -19,11 +19,12 @@ from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict
 
 import pytest
 
+from lockstep.compiled import NodeSpec
 from lockstep.core.ordering import END, START
 from lockstep.core.policy import RetryPolicy
 from lockstep.core.topology import Barrier, Edge, Node
 from lockstep.errors import ConfigurationError, StateError
-from lockstep.graph import Command, Graph, NodeSpec, Send, StateGraph
+from lockstep.graph import Command, Graph, Send, StateGraph
 from lockstep.messages import add_messages
 from lockstep.models import instance_of, values_of
 from lockstep.schema import name_of, schema_of

@@ -11,9 +11,9 @@ import pytest
 from tests.core.test_wire import decode_job
 
 from lockstep import START, Graph, Send
+from lockstep.compiled import CompiledGraph
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.records import Failure, Route, Write
-from lockstep.graph import CompiledGraph
 from lockstep.records import HandedBack, NewRun, Task, TaskResult
 from lockstep.store.memory import MemoryStore
 from lockstep.wire import (

@@ -13,9 +13,9 @@ import pytest
 
 from lockstep import START, ConfigurationError, Engine, Graph, GraphVersionError
 from lockstep.archive import export_run, import_run
+from lockstep.compiled import CompiledGraph
 from lockstep.core.ordering import ROOT_PATH, path_of
 from lockstep.fsck import check_store
-from lockstep.graph import CompiledGraph
 from lockstep.store.memory import MemoryStore
 
 Wait = Callable[[threading.Event], None]

@@ -7,7 +7,7 @@ import operator
 from typing import Annotated, Any, TypedDict
 
 from lockstep import END, START, Context, Engine, Graph, RetryPolicy, Send
-from lockstep.graph import CompiledGraph
+from lockstep.compiled import CompiledGraph
 
 PAUSE = RetryPolicy(max_attempts=3, initial_seconds=0.3, factor=1.0, jitter=0.0)
 

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from lockstep.compiled import CompiledGraph, NodeSpec, Router
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.frontier import unknown_target
 from lockstep.core.merge import fold
@@ -17,7 +18,7 @@ from lockstep.core.policy import ConflictPolicy
 from lockstep.core.records import Failure, Route, Write
 from lockstep.core.state import State
 from lockstep.errors import LockstepError, NodeFailedError, NodeTimeoutError, RouteError, StateError, text_of
-from lockstep.graph import Command, CompiledGraph, NodeSpec, Overwrite, Router, Send
+from lockstep.graph import Command, Overwrite, Send
 from lockstep.interrupts import ASKS
 from lockstep.models import instance_of, values_of
 from lockstep.records import Task

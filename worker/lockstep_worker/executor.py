@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lockstep.compiled import CompiledGraph, NodeSpec
 from lockstep.core.records import Failure
 from lockstep.costs import encode_usage
 from lockstep.errors import GraphVersionError
-from lockstep.graph import CompiledGraph, NodeSpec
 from lockstep.interrupts import Question
 from lockstep.ports import Clock
 from lockstep.prices import PRICES, Pricing, priced

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from multiprocessing.connection import Pipe
 from typing import Any
 
+from lockstep.compiled import NodeSpec
 from lockstep.config import environment_without_settings
 from lockstep.core.records import Failure
 from lockstep.errors import ConfigurationError, NodeFailedError, StateError, text_of
-from lockstep.graph import NodeSpec
 from lockstep.interrupts import Question
 from lockstep.records import Chunk, Task
 from lockstep_worker.child import Asked, Call, Raised, Returned, Streamed, where_is

@@ -27,7 +27,7 @@ from lockstep.broker.connection import check_server, connect
 from lockstep.broker.presence import WorkerInfo
 from lockstep.broker.signing import Signer
 from lockstep.broker.worker import ClaimedJob, WorkerLink
-from lockstep.graph import CompiledGraph
+from lockstep.compiled import CompiledGraph
 from lockstep.prices import PRICES, Pricing
 from lockstep.records import Chunk, HandedBack, Task, TaskResult
 from lockstep_worker.claims import Claims

@@ -12,9 +12,9 @@ from lockstep.cli.load import load_graphs
 from lockstep.cli.options import graphs_option, redis_option, sinks_option, store_option
 from lockstep.cli.relay import relay_beside
 from lockstep.cli.serving import run_until_signalled, settle_garbage_collector
+from lockstep.compiled import CompiledGraph
 from lockstep.config import DEFAULT_REDIS_URL, read_settings
 from lockstep.errors import BrokerUnavailableError, ConfigurationError
-from lockstep.graph import CompiledGraph
 from lockstep.options import DEFAULTS
 from lockstep.store import open_store
 from lockstep.telemetry.metrics import MetricsServer, Reading, Readings

@@ -11,8 +11,9 @@ from types import ModuleType
 
 import msgspec
 
+from lockstep.compiled import CompiledGraph
 from lockstep.errors import ConfigurationError
-from lockstep.graph import CompiledGraph, Graph
+from lockstep.graph import Graph
 from lockstep.prices import PRICES, Price, Pricing
 
 
