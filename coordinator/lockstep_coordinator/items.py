@@ -18,7 +18,7 @@ from lockstep.compiled import CompiledGraph
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.frontier import stand_in
 from lockstep.core.lifecycle import RunStatus
-from lockstep.core.policy import RetryPolicy
+from lockstep.core.policy import ONCE
 from lockstep.core.records import Failure, Finished, Frontier, WorkItem
 from lockstep.core.state import State
 from lockstep.costs import Usage, Used, decode_usage, total
@@ -28,7 +28,7 @@ from lockstep.options import Options
 from lockstep.recording import decode_calls, encode_calls
 from lockstep.records import HandedBack, JournalRow, Outstanding, RunRow, Task, TaskResult
 from lockstep.wire import EmittedEvent, JournalMeta, decode_meta, decode_outcome
-from lockstep_coordinator.questions import Questions
+from lockstep_coordinator.questions import Call, Questions
 from lockstep_coordinator.ready import Lane, Ready
 from lockstep_coordinator.tasks import TaskMaker
 
@@ -38,8 +38,6 @@ MAX_RETURN_PAUSE_SECONDS = 5.0
 
 MAX_REDELIVERIES = 5
 """How often a task may get lost before its run fails."""
-
-ONCE = RetryPolicy(max_attempts=1)
 
 Execution = tuple[bytes, int, str, int, float]
 """One execution of an item: path, delivery, worker, started_at, latency_ms.
@@ -112,6 +110,19 @@ class ItemsUnderWay:
         """The run's id."""
         return self.row.run_id
 
+    @property
+    def seed(self) -> int:
+        """Of the random numbers of its nodes."""
+        return self._tasks.seed
+
+    def item_at(self, path: bytes) -> WorkItem:
+        """The item of this path."""
+        return self._items[path]
+
+    def attempt_of(self, path: bytes) -> int:
+        """The attempt that an item is at."""
+        return self._failures.get(path, 0) + 1
+
     def _go_on(self, state: State, frontier: Frontier, journal: Iterable[JournalRow], now: float) -> list[Retry]:
         """Take up a step that was begun before, from its journal; the items whose pause has not ended at `now`.
 
@@ -131,7 +142,7 @@ class ItemsUnderWay:
                 if meta.retries == self.row.retries:
                     self._budget_used[row.path] = self._budget_used.get(row.path, 0) + 1
                     last[row.path] = json.loads(row.payload), meta
-            elif row.kind == "interrupted":
+            elif row.kind in ("interrupted", "called"):
                 self._note_delivery(row.path, decode_meta(row.meta).delivery)
             elif row.kind == "usage":
                 self._usages[row.path] += 1
@@ -184,7 +195,7 @@ class ItemsUnderWay:
             item,
             step_id=self.row.step_id + 1,
             state=self._state_bytes,
-            attempt=self._failures.get(item.path, 0) + 1,
+            attempt=self.attempt_of(item.path),
             delivery=self.in_flight[item.path],
             error=self._handled.get(item.path),
             answers=self.questions.answers_of(item.path),
@@ -193,7 +204,7 @@ class ItemsUnderWay:
 
     def next_item(self, full: Collection[Lane]) -> WorkItem | None:
         """The first ready item whose lane is not full, in flight from now on; None: there is none, or enough are in flight."""
-        if len(self.in_flight) >= self.options.in_flight or self.row.status is not RunStatus.RUNNING or self.is_over_budget:
+        if len(self.in_flight) >= self.options.in_flight or self.row.status is not RunStatus.RUNNING or self.is_halted:
             return None
         item = self.ready.take(full)
         if item is None:
@@ -332,6 +343,8 @@ class ItemsUnderWay:
     def _absorb_question(self, item: WorkItem, number: int, value: bytes, result: TaskResult) -> Verdict | Unusable:
         """The item asks somebody. This costs a delivery, and no attempt."""
         answered = self.questions.answered(item.path)
+        if result.subgraph and self.graph.nodes[item.node_id].subgraph is None:
+            return Unusable("it calls a subgraph, and its node is none")
         if number != answered:
             return Unusable(f"it asks question {number} of an item with {answered} answers")
         size = len(value) + len(result.calls or b"")
@@ -347,6 +360,10 @@ class ItemsUnderWay:
         self._note_delivery(item.path, result.delivery)
         if item.path in self.questions.open:
             return Verdict.DROPPED  # Another copy of it has asked the same.
+        if result.subgraph:
+            self.questions.call(Call(item.path, number, payload))
+            self._note(item, "called", number, payload, result)
+            return Verdict.TAKEN
         self.questions.ask(item.path, number, timer, calls)
         self._note(item, "interrupted", number, payload, result)
         if timer is not None:
@@ -366,6 +383,16 @@ class ItemsUnderWay:
             self._note(item, "answer", number, payload, TaskResult(run_id=self.run_id, path=item.path, delivery=0))
             self.ready.add(item)
             self._answered = True
+
+    def answer_call(self, call: Call, payload: bytes) -> None:
+        """The run has ended that an item waited for."""
+        if self.questions.open.get(call.path) != call.number:
+            return
+        item = self._items[call.path]
+        self.questions.answer(call.path, payload)
+        self._note(item, "answer", call.number, payload, TaskResult(run_id=self.run_id, path=call.path, delivery=0))
+        self.ready.add(item)
+        self._answered = True
 
     def _absorb_failure(self, item: WorkItem, failure: Failure, result: TaskResult) -> Retry | Verdict:
         attempt = self._failures[item.path] = self._failures.get(item.path, 0) + 1
@@ -411,12 +438,21 @@ class ItemsUnderWay:
         self._usage_of.add(execution)
         self._usages[item.path] += 1
         self._note(item, "usage", self._usages[item.path], Used(item.node_id, usage).encoded(), result)
-        self.spent_usd = total([self.spent_usd, *(one.cost for one in usage if one.cost is not None)])
+        self.spend([one.cost for one in usage if one.cost is not None])
+
+    def spend(self, amounts: list[Decimal]) -> None:
+        """Count what was paid."""
+        self.spent_usd = total([self.spent_usd, *amounts])
 
     @property
     def is_over_budget(self) -> bool:
         """Whether the run has spent what it may."""
         return self.options.max_cost_usd is not None and self.spent_usd >= self.options.max_cost_usd
+
+    @property
+    def is_halted(self) -> bool:
+        """Whether nothing is to be handed out."""
+        return self.is_over_budget
 
     def _note(
         self,

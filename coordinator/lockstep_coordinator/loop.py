@@ -35,12 +35,14 @@ from lockstep.records import (
     Unreadable,
     Wake,
 )
+from lockstep.subgraphs import call_input_of, child_run_id
 from lockstep_coordinator.dispatch import Counts, Dispatcher
 from lockstep_coordinator.items import Retry, Unusable, Verdict
 from lockstep_coordinator.lease import is_dead
-from lockstep_coordinator.questions import Due
+from lockstep_coordinator.questions import Call, Due
 from lockstep_coordinator.recovery import load
 from lockstep_coordinator.run import ActiveRun
+from lockstep_coordinator.subgraphs import child_of, end_of, ended_with, is_to_be_revived, not_needed
 from lockstep_coordinator.threads import NotItsTurn, first_of_threads
 
 A = TypeVar("A", TaskResult, HandedBack, Outstanding)
@@ -195,6 +197,7 @@ class Coordinator:
         verdict = take_in(run, answer) if run is not None else Verdict.DROPPED
         if run is not None:
             self._moved[run.run_id] = run  # Also of what is dropped, what it has used is to be stored.
+            self._moved.update((above.run_id, above) for above in run.ancestors() if above.is_over_budget)
         if run is not None and isinstance(verdict, Unusable):
             assert isinstance(answer, TaskResult)
             self.counts.quarantined += 1
@@ -231,14 +234,69 @@ class Coordinator:
         except (GraphVersionError, NotItsTurn):
             return None
         self._runs[run.run_id] = self._moved[run.run_id] = run
+        self._join_parent(run)
         if run.options.deadline_seconds is not None:
             passed = max(0.0, self._clock.time() - row.created_at / 1000)
             self._set_timer(run.options.deadline_seconds - passed, lambda: self._pass_deadline(row.run_id))
         for retry in pausing:
             self._rest(run.run_id, retry)
         self._start_timers(run)
+        if run.questions.calls:
+            # Not at once: the other runs that are loaded with it may be those that it waits for.
+            self._set_timer(0.0, partial(self._make_calls, row.run_id))
         self._dispatcher.add(run)
         return run
+
+    def _join_parent(self, run: ActiveRun) -> None:
+        """Let the run of a subgraph and its parent know each other; one whose parent has ended, ends."""
+        called = call_input_of(run.row)
+        if called is None or run.row.parent_run_id is None:
+            return
+        parent = self._runs.get(run.row.parent_run_id)
+        if parent is not None:
+            parent.adopt(called.path, run)
+            return
+        for row in self._store.find_runs(run_ids=[run.row.parent_run_id]):
+            if row.status in FINISHED:
+                run.fail(ended_with(row))
+
+    def _make_calls(self, run_id: str) -> None:
+        run = self._runs.get(run_id)
+        for call in run.questions.new_calls() if run is not None else ():
+            assert run is not None
+            self._attend(run, call)
+
+    def _attend(self, parent: ActiveRun, call: Call) -> None:
+        """Begin the run of a subgraph, or go on with it; if it has ended, that is the answer to the item that waits for it."""
+        [submitted] = self._store.submit([child_of(parent, call)])
+        row, run = submitted.row, self._runs.get(submitted.row.run_id)
+        if run is not None:
+            parent.adopt(call.path, run)  # Its end will be heard of.
+            self._moved[parent.run_id] = parent
+            return
+        revived = is_to_be_revived(row, parent.questions.answers_of(call.path))
+        if row.status in FINISHED and not revived:
+            parent.children.pop(call.path, None)
+            parent.answer_call(call, end_of(self._store, parent, call, row))
+            self._moved[parent.run_id] = parent
+        elif row.partition_id not in self._owned:
+            self._fetch(parent.run_id, call)
+        elif revived:
+            if (run := self._load(row)) is not None:
+                run.revive()
+        else:
+            self._go_on_with([row])
+
+    def _fetch(self, parent_run_id: str, call: Call) -> None:
+        """The run of a subgraph belongs to an owner that has died, as its parent did; or that will be known to have, soon."""
+        self._store.adopt(self._lease_id, served(self._graphs), [child_run_id(parent_run_id, call.path)], is_dead)
+
+        def again() -> None:
+            parent = self._runs.get(parent_run_id)
+            if parent is not None and call in parent.questions.calls:
+                self._attend(parent, call)
+
+        self._set_timer(SWEEP_SECONDS, again)
 
     def _start_timers(self, run: ActiveRun) -> None:
         for due in run.questions.new_timers():
@@ -364,7 +422,9 @@ class Coordinator:
         run.accept(transition, step)
         if run.row.status in FINISHED:
             self.counts.ended[run.row.status.value, run.error_type] += run.row.status is not before
+            self._tell_children(run)
             self._forget(run)
+            self._tell_parent_of_end(run)
             if run.row.thread_id is not None and not self._looks_soon:
                 self._looks_soon = True
                 self._set_timer(0.0, self._look)  # The next run of the thread may begin.
@@ -373,13 +433,39 @@ class Coordinator:
             self._load(run.row)
         elif step is not None or run.ready:
             self._dispatcher.add(run)  # Of a step that goes on, error handlers and answered items may be ready now.
-        self._start_timers(run)  # Of what has asked, and that is committed now.
+        # Of what has asked, and that is committed now.
+        self._start_timers(run)
+        self._make_calls(run.run_id)
+        self._tell_parent(run)
         if transition.update is not None:
             self._observer.moved(run)
         if transition.events:
             self._observer.emitted()
         if transition.update is not None and step is None and self._runs.get(run.run_id) is run:
             self._moved[run.run_id] = run  # Of what has arrived with it, a step may be complete.
+
+    def _tell_children(self, run: ActiveRun) -> None:
+        """A run has ended, and its subgraphs do so with it."""
+        for child in run.children.values():
+            child.fail(ended_with(run.row))
+            self._moved[child.run_id] = child
+
+    def _tell_parent_of_end(self, run: ActiveRun) -> None:
+        """A run has ended: the item of which it was the work has its answer."""
+        parent = self._runs.get(run.row.parent_run_id or "")
+        for call in parent.questions.calls if parent is not None else ():
+            assert parent is not None
+            if child_run_id(parent.run_id, call.path) == run.run_id:
+                self._attend(parent, call)
+
+    def _tell_parent(self, run: ActiveRun) -> None:
+        """A run waits for people, or goes on: so may its parent. Subgraphs that it does not wait for any more end."""
+        if run.parent is not None:
+            run.parent.hear_of(run)
+            self._moved[run.parent.run_id] = run.parent
+        for child in run.abandoned():
+            child.fail(not_needed(run.row))
+            self._moved[child.run_id] = child
 
     def _adopt_stored(self, run: ActiveRun) -> None:
         """Somebody else moved the run: drop what is in memory, and go on from what is stored if the run is still ours."""
@@ -405,6 +491,7 @@ class Coordinator:
         self._runs.pop(run.run_id, None)
         self._moved.pop(run.run_id, None)
         self._dispatcher.remove(run)
+        run.part()
 
     def _expire(self, run_id: str, error: LockstepError) -> None:
         """End a run that took too long."""

@@ -1,4 +1,7 @@
-"""What the items of a step have asked: which questions are open, what has answered the others, and what answers by itself."""
+"""What the items of a step have asked: which questions are open, what has answered the others, and what answers by itself.
+
+Questions go to people, to the clock, or, of items that are subgraphs, to a run whose end answers them.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,14 @@ class Due(msgspec.Struct, frozen=True):
     sleeps: bool
 
 
+class Call(msgspec.Struct, frozen=True):
+    """The item of this path waits for the end of a run with this input (canonical bytes), for the n-th time."""
+
+    path: bytes
+    number: int
+    input: bytes
+
+
 class Questions:
     """By an item's path. `open` has the number of the question that waits for an answer."""
 
@@ -29,12 +40,16 @@ class Questions:
         self._recorded: dict[bytes, dict[int, bytes]] = {}
         self._timers: dict[bytes, Due] = {}
         self._started: set[str] = set()
+        self._calls: dict[bytes, Call] = {}
+        self._made: set[tuple[bytes, int]] = set()
 
     def restore(self, row: JournalRow, now: float) -> None:
         """Take in a journal row of whatever kind, in their order; `now` is in seconds since 1970."""
         match row.kind:
             case "interrupted":
                 self.open[row.path] = row.n
+            case "called":
+                self.call(Call(row.path, row.n, row.payload))
             case "answer":
                 self._answers.setdefault(row.path, []).append(row.payload)
             case "recorded":
@@ -58,6 +73,11 @@ class Questions:
         if calls is not None:
             self._recorded.setdefault(path, {})[number] = calls
 
+    def call(self, call: Call) -> None:
+        """An item has asked for the end of a run."""
+        self.open[call.path] = call.number
+        self._calls[call.path] = call
+
     def _set_timer(self, path: bytes, number: int, timer: Timer, seconds: float) -> None:
         self._timers[path] = Due(question_id(path, number), seconds, timer.answer, timer.sleeps)
 
@@ -70,6 +90,7 @@ class Questions:
         """The item waits for no answer any more."""
         self.open.pop(path, None)
         self._timers.pop(path, None)
+        self._calls.pop(path, None)
 
     def answered(self, path: bytes) -> int:
         """How many answers an item has got."""
@@ -86,7 +107,21 @@ class Questions:
     @property
     def to_people(self) -> list[bytes]:
         """The items whose open questions somebody has to answer."""
-        return [path for path in self.open if path not in self._timers or not self._timers[path].sleeps]
+        return [path for path in self.open if path not in self._calls and not self._sleeps(path)]
+
+    def _sleeps(self, path: bytes) -> bool:
+        return path in self._timers and self._timers[path].sleeps
+
+    @property
+    def calls(self) -> list[Call]:
+        """The calls that wait for the end of their runs."""
+        return list(self._calls.values())
+
+    def new_calls(self) -> list[Call]:
+        """Those that were made since this was called last."""
+        new = [call for call in self._calls.values() if (call.path, call.number) not in self._made]
+        self._made.update((call.path, call.number) for call in new)
+        return new
 
     def new_timers(self) -> list[Due]:
         """The timers that are to be started: those of questions that were asked since this was called last."""

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 import msgspec
 
 from lockstep.compiled import CompiledGraph, serving
-from lockstep.costs import costs_of
 from lockstep.errors import GraphVersionError, StateError
-from lockstep.history import items_in_place, read_position
+from lockstep.history import items_in_place, read_costs, read_position
 from lockstep.options import decode_options
 from lockstep.ports import Reader
 from lockstep.records import FORMAT_VERSION, RunRow
@@ -52,7 +51,7 @@ def load(
         run.migrate(position.state, position.frontier)
         return run, []
     if run.options.max_cost_usd is not None:
-        run.spent_usd = costs_of(reader.usage(row.run_id)).cost_usd
+        run.spent_usd = read_costs(reader, row).cost_usd
     items, journal = items_in_place(reader, row.run_id, position.frontier.items, row.retries)
     frontier = msgspec.structs.replace(position.frontier, items=tuple(items))
     rows = itertools.chain.from_iterable(journal.values())

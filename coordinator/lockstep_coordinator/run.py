@@ -6,7 +6,7 @@ Nothing here talks to a store, a broker or a clock, and nothing is lost with it:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -26,6 +26,7 @@ from lockstep.forks import fork_input_of
 from lockstep.interrupts import question_id
 from lockstep.options import Options, decode_options, encode_options
 from lockstep.records import Command, Event, JournalRow, RunRow, RunUpdate, StepRow, Transition
+from lockstep.subgraphs import begins_with
 from lockstep.wire import ENGINE_EVENTS
 from lockstep_coordinator.items import ItemsUnderWay, Retry
 from lockstep_coordinator.questions import Due
@@ -50,6 +51,8 @@ class ActiveRun(ItemsUnderWay):
         super().__init__(row, graph, options)
         self.cause: BaseException | None = None
         self.base: State | None = None
+        self.parent: ActiveRun | None = None
+        self.children: dict[bytes, ActiveRun] = {}
         self._fatal: LockstepError | None = None
         self._migrated: Step | None = None
         self._consumed: list[str] = []
@@ -108,17 +111,67 @@ class ActiveRun(ItemsUnderWay):
             case "resume" if self.row.status in (RunStatus.RUNNING, RunStatus.INTERRUPTED):
                 self._answer(json.loads(command.payload))
                 # At a breakpoint nobody is asked anything.
-                self._answered = self._answered or (self.row.status is RunStatus.INTERRUPTED and not self.questions.to_people)
+                self._answered = self._answered or (self.row.status is RunStatus.INTERRUPTED and not self._asking)
             case "unpause" if self.row.status is RunStatus.PAUSED:
                 self._unpaused = True
                 given = decode_options(json.loads(command.payload))
                 allowed = total([self.spent_usd, self.options.max_cost_usd or Decimal(0)])
                 self._go_by(self.options.overridden(Options(max_cost_usd=allowed)).overridden(given))
             case "retry" if self.row.status is RunStatus.FAILED:
-                self._revived = True
+                self.revive()
                 self._go_by(self.options.overridden(decode_options(json.loads(command.payload))))
             case _:
                 pass
+
+    def revive(self) -> None:
+        """Go on, of a run that has failed."""
+        self._revived = True
+
+    def adopt(self, path: bytes, child: ActiveRun) -> None:
+        """An item of this run waits for the end of that one."""
+        child.parent = self
+        self.children[path] = child
+        self.hear_of(child)
+
+    def part(self) -> None:
+        """This run is not in memory any more: its parent and its children do not know it."""
+        if self.parent is not None:
+            self.parent.children = {path: one for path, one in self.parent.children.items() if one is not self}
+        for child in self.children.values():
+            child.parent = None
+        self.parent, self.children = None, {}
+
+    def hear_of(self, child: ActiveRun) -> None:
+        """The run of a subgraph goes on, or waits for people."""
+        self._answered = self._answered or child.row.status is RunStatus.RUNNING
+
+    def abandoned(self) -> list[ActiveRun]:
+        """The runs of subgraphs that no item of this run waits for any more: somebody has changed what is due."""
+        return [child for path, child in self.children.items() if path not in self.questions.open]
+
+    def ancestors(self) -> Iterator[ActiveRun]:
+        """The run of which this is a subgraph, and so on."""
+        above = self.parent
+        while above is not None:
+            yield above
+            above = above.parent
+
+    def spend(self, amounts: list[Decimal]) -> None:
+        """Count what was paid, also for the runs of which this is a subgraph."""
+        super().spend(amounts)
+        if self.parent is not None:
+            self.parent.spend(amounts)
+
+    @property
+    def is_halted(self) -> bool:
+        """Whether nothing is to be handed out: this run has spent what it may, or one above it has."""
+        return self.is_over_budget or (self.parent is not None and self.parent.is_halted)
+
+    @property
+    def _asking(self) -> list[bytes]:
+        """The items that wait for people: with a question of theirs, or as subgraphs."""
+        below = [path for path, child in self.children.items() if child.row.status is RunStatus.INTERRUPTED]
+        return [*self.questions.to_people, *(path for path in below if path in self.questions.open)]
 
     def answer_by_timer(self, due: Due) -> None:
         """The time of a question has passed: unless somebody has answered, that is the answer."""
@@ -207,7 +260,7 @@ class ActiveRun(ItemsUnderWay):
             same = self._update(status, error=self.row.error)
             return msgspec.structs.replace(common, update=same, events=(event,)), None
         said = {"command_id": command.command_id, "as_node": asked["as_node"], "fields": sorted(asked["update"])}
-        at_breakpoint = status is RunStatus.INTERRUPTED and not self.questions.to_people
+        at_breakpoint = status is RunStatus.INTERRUPTED and not self._asking
         goes_on = status if at_breakpoint or status is RunStatus.PAUSED else RunStatus.RUNNING
         revives = status is RunStatus.FAILED
         changed = self._update(goes_on, step=step, retries=self.row.retries + 1 if revives else None)
@@ -235,7 +288,7 @@ class ActiveRun(ItemsUnderWay):
         answered, self._answered = self._answered, False
         if self.row.status is RunStatus.INTERRUPTED and answered and not self.is_over_budget:
             return msgspec.structs.replace(common, update=self._update(RunStatus.RUNNING))
-        asks = self.questions.to_people
+        asks = self._asking
         waits = bool(asks) and len(self._outcomes) + len(asks) == len(self._items)
         runs_or_may = self.row.status is RunStatus.RUNNING or (self.row.status is RunStatus.INTERRUPTED and answered)
         if self.is_over_budget and not waits and not self.in_flight and runs_or_may:
@@ -246,7 +299,7 @@ class ActiveRun(ItemsUnderWay):
         asked = [
             question_id(item.path, self.questions.open[item.path])
             for item in self.frontier.items
-            if item.path in self.questions.open
+            if item.path in self.questions.to_people
         ]
         event = self._event(0, self.row.step_id, "", f"{ENGINE_EVENTS}interrupted", {"ids": asked})
         return msgspec.structs.replace(common, update=self._update(RunStatus.INTERRUPTED), events=(event,))
@@ -255,7 +308,8 @@ class ActiveRun(ItemsUnderWay):
         """The error that ends the run: of the item lowest in order, once all are accounted for or fail_fast does not wait."""
         if not self._dead:
             return None
-        ended = len(self._outcomes) + len(self._dead) + len(self.questions.open)
+        running = len(self.questions.calls) - sum(path in self.children for path in self._asking)
+        ended = len(self._outcomes) + len(self._dead) + len(self.questions.open) - running
         if not self.options.fail_fast and ended < len(self._items):
             return None
         error, self.cause = next(self._dead[item.path] for item in self.frontier.items if item.path in self._dead)
@@ -269,8 +323,8 @@ class ActiveRun(ItemsUnderWay):
             writes = [Write(name, value) for name, value in begun.update.items()]
             return fork(program, policy, run_id, State.of(begun.state), frontier, writes, begun.as_node)
         if self.row.step_id < 0:
-            writes = [Write(name, value) for name, value in json.loads(self.row.input).items()]
-            return begin(program, policy, run_id, writes, self.base)
+            values, root = begins_with(self.row)
+            return begin(program, policy, run_id, [Write(name, value) for name, value in values.items()], self.base, root)
         if len(self._outcomes) < len(self._items):
             return None
         step_id = self.row.step_id + 1

@@ -139,7 +139,8 @@ class Client:
         if graph not in self._loaded or now - self._loaded_at > GRAPHS_FRESH_SECONDS:
             self._loaded, self._loaded_at = self._store.loaded_graphs(), now
         if graph not in self._loaded:
-            known = sorted(self._loaded)
+            # A subgraph's name is the one above it, a slash, and its node.
+            known = sorted(name for name in self._loaded if name.rpartition("/")[0] not in self._loaded)
             there = f"there are {', '.join(known)}" if known else "there is none yet"
             raise UnknownGraphError(
                 f"no coordinator has loaded a graph {graph!r}; {there}: start `lockstep coordinator --graphs MODULE:NAME`",

@@ -143,23 +143,21 @@ class Sum:
 class Costs(Sum):
     """What a run has used until now: whole, by node and by model.
 
-    Attempts that failed are in it, and deliveries whose result was not needed any more, if their step was still under way.
-    `reasons` says why calls are unpriced, and how many each.
+    Its subgraphs are in it (their nodes as "node/theirs"), attempts that failed, and deliveries whose result was not needed any
+    more, if their step was still under way. `reasons` says why calls are unpriced, and how many each.
     """
 
     by_node: dict[str, Sum] = field(default_factory=dict)
     by_model: dict[str, Sum] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
 
-
-def costs_of(rows: Iterable[JournalRow]) -> Costs:
-    """What a run's journal rows of kind `usage` add up to."""
-    costs = Costs()
-    for used in used_of(rows):
-        for usage in used.calls:
-            node, model = costs.by_node.setdefault(used.node_id, Sum()), costs.by_model.setdefault(usage.model, Sum())
-            for one in (costs, node, model):
-                one.add(usage)
-            if usage.unpriced is not None:
-                costs.reasons[usage.unpriced] = costs.reasons.get(usage.unpriced, 0) + 1
-    return costs
+    def count(self, rows: Iterable[JournalRow], within: str = "") -> None:
+        """Add what a run's journal rows of kind `usage` say; `within` stands before the names of its nodes."""
+        for used in used_of(rows):
+            for usage in used.calls:
+                node = self.by_node.setdefault(within + used.node_id, Sum())
+                model = self.by_model.setdefault(usage.model, Sum())
+                for one in (self, node, model):
+                    Sum.add(one, usage)
+                if usage.unpriced is not None:
+                    self.reasons[usage.unpriced] = self.reasons.get(usage.unpriced, 0) + 1

@@ -22,6 +22,7 @@ from lockstep.prices import PRICES, Pricing
 from lockstep.records import Command, NewRun, RunRow
 from lockstep.replay import replay_run
 from lockstep.store import open_store
+from lockstep.subgraphs import run_with_ancestors
 from lockstep_coordinator.lease import LeaseKeeper
 from lockstep_coordinator.loop import Coordinator
 from lockstep_coordinator.run import ActiveRun
@@ -156,7 +157,7 @@ class Embedded:
         if command.kind in ("retry", "update"):
             [row] = self.store.find_runs(run_ids=[command.run_id])
             self.check_version(row)
-        self.coordinator.adopt([command.run_id])
+        self.coordinator.adopt(run_with_ancestors(self.store, command.run_id))
         self.store.send(command)
         self.coordinator.wake_for_commands()
 

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
-from lockstep.compiled import CompiledGraph
+from lockstep.compiled import CompiledGraph, by_hash
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.lifecycle import FINISHED, RunStatus
 from lockstep.core.ordering import shard_of
@@ -53,7 +53,7 @@ class Engine:
         self._by_name = {compiled.name: compiled for compiled in (g.compile() for g in graphs)}
         if len(self._by_name) < len(graphs):
             raise ConfigurationError("two graphs have the same name; give each Graph(..., name=...)", option="graph")
-        self._by_hash = {compiled.hash: compiled for compiled in self._by_name.values()}
+        self._by_hash = by_hash(self._by_name.values())
         self._options = combine(options, settings)
         self._url = store
         self._pricing = prices

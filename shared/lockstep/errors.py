@@ -7,7 +7,8 @@
     ├── ConflictError               two items of a step wrote one field
     ├── ReducerError                a reducer raised
     ├── NodeFailedError             a node raised on its last attempt
-    │   └── NodeTimeoutError        a node ran past its time
+    │   ├── NodeTimeoutError        a node ran past its time
+    │   └── SubgraphError           the run of a subgraph did not succeed
     ├── PoisonError                 a work item was lost too often to be handed out again
     ├── NoProgressError             items wait, but none can ever run
     ├── MaxStepsExceededError       a run reached its bound on steps
@@ -16,6 +17,7 @@
     ├── ReplayMismatchError         a replay differs from what was recorded
     ├── RunInterruptedError         the run awaits a person
     ├── RunCancelledError           the run was cancelled, or passed its deadline
+    ├── ParentEndedError            the run of which this one is a subgraph has ended
     ├── RunExistsError              the run_id belongs to another graph or input
     ├── ThreadBusyError             another run of the thread has not ended
     ├── RunNotFoundError            no run has this run_id
@@ -164,6 +166,12 @@ class NodeTimeoutError(NodeFailedError):
     timeout_seconds: float | None = None
 
 
+class SubgraphError(NodeFailedError):
+    """The run of a node that is a graph has failed, or was cancelled. `child_run_id` is that run."""
+
+    child_run_id: str | None = None
+
+
 class PoisonError(LockstepError):
     """A work item was handed out `delivery` times and never came back."""
 
@@ -214,6 +222,12 @@ class RunCancelledError(LockstepError):
     """The run was cancelled; `reason` says why."""
 
     reason: str | None = None
+
+
+class ParentEndedError(LockstepError):
+    """The run of a subgraph ends with its parent, `parent_run_id`, and goes on when that is retried."""
+
+    parent_run_id: str | None = None
 
 
 class RunExistsError(LockstepError):

@@ -19,15 +19,16 @@ from lockstep.history import is_done, items_in_place
 from lockstep.interrupts import open_question, question_id, timer_of
 from lockstep.ports import Reader
 from lockstep.records import JournalRow, RunRow
+from lockstep.subgraphs import child_run_id, open_call
 from lockstep.wire import asked_at, decode_meta
 
 
 class ItemExplanation(msgspec.Struct, frozen=True, kw_only=True):
     """One due item.
 
-    `state`: done, answer (it has asked what `where` says), queued, claimed, timer (it waits for its next attempt), or owner
-    (it waits for the run's owner). `failures` so far, and the `error` of the last one. The item of an error handler
-    `stands_for` the node that failed.
+    `state`: done, answer (it has asked what `where` says), subgraph (its work is the run `where`), queued, claimed, timer (it
+    waits for its next attempt), or owner (it waits for the run's owner). `failures` so far, and the `error` of the last one.
+    The item of an error handler `stands_for` the node that failed.
     """
 
     node_id: str
@@ -87,6 +88,8 @@ def _item(row: RunRow, item: WorkItem, journal: Sequence[JournalRow], seen: Wher
         state, where = ("timer", f"until {_moment(until)}") if until > now * 1000 else (state, where)
     elif question:
         state, where = "answer", question_id(item.path, question.n)
+    elif open_call(journal) is not None:
+        state, where = "subgraph", child_run_id(row.run_id, item.path)
     elif seen is not None and key in seen.claimed:
         state, where = "claimed", seen.claimed[key]
     elif seen is not None and key in seen.queued:
@@ -124,6 +127,8 @@ def _findings(row: RunRow, owner: str | None, items: Sequence[ItemExplanation], 
     findings = []
     if asked := [item.where for item in items if item.state == "answer"]:
         findings.append(f"it waits for answers to {', '.join(map(str, asked))}: lockstep resume {row.run_id} --answer ...")
+    if below := [item.where for item in items if item.state == "subgraph"]:
+        findings.append(f"it waits for its subgraphs: lockstep explain {' '.join(map(str, below))}")
     if row.status is RunStatus.PAUSED:
         findings.append(f"it has spent its max_cost_usd: lockstep resume {row.run_id} --max-cost-usd USD")
         return findings

@@ -9,15 +9,15 @@ import math
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, get_args, overload
+from typing import Any, ClassVar, Literal, TypeVar, get_args, overload
 
 import msgspec
 
-from lockstep.compiled import CompiledGraph, Handler, Isolation, Migration, NodeFunction, NodeSpec, Router
+from lockstep.compiled import CompiledGraph, Handler, Isolation, Migration, NodeFunction, NodeSpec, Router, Subgraph
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.merge import Reducer
 from lockstep.core.ordering import END, ORDERINGS, START, Ordering
-from lockstep.core.policy import RetryPolicy
+from lockstep.core.policy import ONCE, RetryPolicy
 from lockstep.core.superstep import Program
 from lockstep.core.topology import Barrier, Edge, Node, Topology
 from lockstep.errors import ConfigurationError
@@ -34,10 +34,21 @@ class Send(msgspec.Struct, frozen=True):
 
 
 class Command(msgspec.Struct, frozen=True):
-    """A delta together with where to go next, beside the static edges: a node name, a Send, or a list of them."""
+    """A delta together with where to go next, beside the static edges: a node name, a Send, or a list of them.
+
+    With `graph=Command.PARENT`, both are meant for the graph of which this one is a subgraph, whose run ends with this step:
+    they are all that its node comes to.
+    """
+
+    PARENT: ClassVar[str] = "__parent__"
 
     update: Any = None
     goto: str | Send | Sequence[str | Send] = ()
+    graph: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.graph not in (None, self.PARENT):
+            raise ConfigurationError(f"Command(graph={self.graph!r}) is not Command.PARENT", option="graph")
 
 
 class Overwrite(msgspec.Struct, frozen=True):
@@ -108,7 +119,7 @@ class Graph:
     def add_node(
         self,
         name: str | NodeFunction,
-        function: NodeFunction | None = None,
+        function: NodeFunction | Graph | None = None,
         *,
         queue: str = "default",
         retry: RetryPolicy | None = None,
@@ -117,6 +128,8 @@ class Graph:
         error_handler: NodeFunction | None = None,
         isolation: Isolation = "none",
         max_concurrent: int | None = None,
+        input: Mapping[str, str] | NodeFunction | None = None,
+        output: Mapping[str, str] | NodeFunction | None = None,
     ) -> Graph:
         """Add a node: `add_node("plan", plan)` or `add_node(plan)`. Returns the graph.
 
@@ -132,11 +145,59 @@ class Graph:
         the top level of a module, and what it takes and returns must be picklable.
 
         `max_concurrent` bounds how many tasks of the node, of whatever runs, are handed out at a time, on all workers together.
+
+        A Graph as the function is a subgraph: the node's work is a run of its own. It gets the fields that both states have,
+        and what its nodes write to them counts as written by the node. `input={"theirs": "ours"}` and
+        `output={"theirs": "ours"}` name other fields; or `input` is a function of what a node gets that returns the subgraph's
+        input, `output` one of the subgraph's final state that returns what a node may. A failed subgraph that is tried again
+        (`retry`, `Run.retry`) goes on from its last commit.
         """
+        if isinstance(function, Graph):
+            self._check_subgraph(str(name), timeout_seconds, isolation, max_concurrent)
+            self._add(
+                str(name),
+                nested=Nested(function, input, output),
+                queue=queue,
+                retry=retry or ONCE,
+                defer=defer,
+                error_handler=error_handler,
+            )
+            return self
+        if input is not None or output is not None:
+            raise ConfigurationError(f"node {name!r}: input and output are for a Graph as a node", option="input")
         if not isinstance(name, str):
             function, name = name, str(getattr(name, "__name__", type(name).__name__))
         if function is None or not callable(function):
             raise ConfigurationError(f"node {name!r} needs a function: add_node({name!r}, function)", option="node")
+        self._add(
+            name,
+            function,
+            takes_context=_takes_context(function, f"node {name!r}"),
+            queue=queue,
+            retry=retry,
+            timeout_seconds=timeout_seconds,
+            defer=defer,
+            error_handler=error_handler,
+            isolation=_checked_isolation(isolation, function, name),
+            max_concurrent=_checked_max_concurrent(max_concurrent, name),
+        )
+        return self
+
+    def _add(
+        self,
+        name: str,
+        function: NodeFunction | None = None,
+        *,
+        nested: Nested | None = None,
+        takes_context: bool = False,
+        queue: str,
+        retry: RetryPolicy | None,
+        timeout_seconds: float | None = None,
+        defer: bool,
+        error_handler: NodeFunction | None,
+        isolation: Isolation = "none",
+        max_concurrent: int | None = None,
+    ) -> None:
         if not name or name.startswith("__") or "/" in name:
             raise ConfigurationError(
                 f"node {name!r}: a name is not empty, does not start with '__' and has no '/'; rename it", option="node"
@@ -150,18 +211,18 @@ class Graph:
         self._compiled = None
         self._nodes[name] = {
             "function": function,
-            "takes_context": _takes_context(function, f"node {name!r}"),
+            "nested": nested,
+            "takes_context": takes_context,
             "queue": queue,
             "retry": retry,
             "timeout_seconds": timeout_seconds,
             "defer": defer,
             "handler": _handler(error_handler, name) if error_handler is not None else None,
-            "max_concurrent": _checked_max_concurrent(max_concurrent, name),
-            "isolation": _checked_isolation(isolation, function, name),
+            "max_concurrent": max_concurrent,
+            "isolation": isolation,
         }
         self._edges[name] = []
         self._routers[name] = []
-        return self
 
     def add_edge(self, source: str | Sequence[str], target: str) -> Graph:
         """Run `target` after `source`. With a list, once after all of them (a barrier, which re-arms). Returns the graph."""
@@ -234,21 +295,69 @@ class Graph:
         if name not in self._edges:
             raise ConfigurationError(f"{call}: no node {name!r}; add it with add_node before its edges", option="edge")
 
+    def _check_subgraph(self, name: str, timeout_seconds: object, isolation: object, max_concurrent: object) -> None:
+        """Refuse what a node that is a graph cannot have, for it executes nothing itself."""
+        given = {"timeout_seconds": timeout_seconds, "max_concurrent": max_concurrent, "isolation": isolation}
+        for option, value in given.items():
+            if value not in (None, "none"):
+                raise ConfigurationError(f"node {name!r} is a graph: give {option} to the nodes of that", option=option)
+
     def compile(self) -> CompiledGraph:
         """The validated graph. Raises ConfigurationError that names the node or edge, and the remedy."""
         if self._compiled is None:
-            self._check_targets()
-            self._check_reachable()
-            topology = self._topology()
-            self._compiled = CompiledGraph(
-                self.name,
-                self._hash(topology),
-                self.state,
-                Program(topology, self._schema),
-                {START: self._start(), **{name: self._spec(name) for name in self._nodes}},
-                dict(self._migrations),
-            )
+            self._compiled = self._compile(self.name, None, ())
         return self._compiled
+
+    def _compile(self, name: str, parent: Program | None, above: tuple[Graph, ...]) -> CompiledGraph:
+        """The graph under this name, as a subgraph of those `above`."""
+        if self in above:
+            raise ConfigurationError(f"graph {self.name!r} is a subgraph of itself", option="node")
+        self._check_targets()
+        self._check_reachable()
+        topology = self._topology()
+        program = Program(topology, self._schema)
+        subgraphs = {
+            node: Subgraph(
+                options["nested"].graph._compile(f"{name}/{node}", program, (*above, self)),
+                self._mapping(node, options["nested"], "input"),
+                self._mapping(node, options["nested"], "output"),
+            )
+            for node, options in self._nodes.items()
+            if options["nested"] is not None
+        }
+        nodes = {node: self._spec(node, subgraphs.get(node)) for node in self._nodes}
+        return CompiledGraph(
+            name,
+            self._hash(name, topology, subgraphs),
+            self.state,
+            program,
+            {START: self._start(), **nodes},
+            dict(self._migrations),
+            parent,
+        )
+
+    def _mapping(self, node: str, nested: Nested, what: Literal["input", "output"]) -> Mapping[str, str] | NodeFunction:
+        """Which fields of a subgraph go with which of this graph: those that both have, unless its node says something else."""
+        given = nested.input if what == "input" else nested.output
+        theirs, ours = nested.graph._schema.fields, self._schema.fields
+        if given is None and what == "input":
+            return {name: name for name in theirs}  # A Send may carry what is no field here.
+        if given is None:
+            shared = {name: name for name in theirs if name in ours}
+            if not shared:
+                raise ConfigurationError(
+                    f"node {node!r}: graphs {self.name!r} and {nested.graph.name!r} share no field; give {what}=", option=what
+                )
+            return shared
+        if not isinstance(given, Mapping):
+            return given
+        for their, our in given.items():
+            if their not in theirs or our not in ours:
+                unknown, known = (their, theirs) if their not in theirs else (our, ours)
+                raise ConfigurationError(
+                    f"node {node!r}: {what} names field {unknown!r}; there are {', '.join(sorted(known))}", option=what
+                )
+        return dict(given)
 
     def to_mermaid(self) -> str:
         """The graph as a Mermaid flowchart: solid arrows are edges, dotted ones what routers may choose."""
@@ -276,10 +385,12 @@ class Graph:
         }
         return Topology(nodes, tuple(self._barriers), self._ordering)
 
-    def _spec(self, name: str) -> NodeSpec:
+    def _spec(self, name: str, subgraph: Subgraph | None) -> NodeSpec:
         options = self._nodes[name]
         routers = tuple(self._routers[name])
         functions = [*self._functions_of(name), *(router.function for router in routers)]
+        if subgraph is not None:
+            functions += [mapping for mapping in (subgraph.input, subgraph.output) if callable(mapping)]
         isolated = options["isolation"] == "process"
         if isolated and any(map(_is_async, functions[1:])):
             raise ConfigurationError(
@@ -298,6 +409,7 @@ class Graph:
             handler=options["handler"],
             isolation=options["isolation"],
             max_concurrent=options["max_concurrent"],
+            subgraph=subgraph,
         )
 
     def _start(self) -> NodeSpec:
@@ -337,7 +449,7 @@ class Graph:
             routers = self._routers[name]
             if any(router.labels is None for router in routers):
                 return
-            if name != START and any(map(_may_return_command, self._functions_of(name))):
+            if name != START and (self._nodes[name]["nested"] or any(map(_may_return_command, self._functions_of(name)))):
                 return
             targets = {edge.target for edge in self._edges[name]}
             targets.update(*[(router.labels or {}).values() for router in routers])
@@ -349,10 +461,10 @@ class Graph:
 
     def _functions_of(self, name: str) -> list[NodeFunction]:
         """What may say where a node leads."""
-        handler: Handler | None = self._nodes[name]["handler"]
-        return [self._nodes[name]["function"], *([handler.function] if handler else [])]
+        function, handler = self._nodes[name]["function"], self._nodes[name]["handler"]
+        return [*([function] if function else []), *([handler.function] if handler else [])]
 
-    def _hash(self, topology: Topology) -> str:
+    def _hash(self, name: str, topology: Topology, subgraphs: Mapping[str, Subgraph]) -> str:
         """SHA256 over topology, field and reducer names, policies and version: what makes two graphs the same to a run."""
         whole = self._schema.whole_name
         record = {
@@ -361,29 +473,42 @@ class Graph:
                 [field.name, field.reducer_name, name_of(field.merge) if field.merge else ""]
                 for _, field in sorted(self._schema.fields.items())
             ],
-            "name": self.name,
+            "name": name,
             "nodes": [
                 [
-                    name,
+                    node_id,
                     [[edge.target, edge.barrier] for edge in node.edges],
-                    [[router.name, _label_record(router.labels)] for router in self._routers[name]],
+                    [[router.name, _label_record(router.labels)] for router in self._routers[node_id]],
                     node.defer,
                 ]
-                for name, node in topology.nodes.items()
+                for node_id, node in topology.nodes.items()
             ],
             "ordering": topology.ordering,
             "retry": {
-                name: msgspec.to_builtins(options["retry"])
-                for name, options in self._nodes.items()
+                node_id: msgspec.to_builtins(options["retry"])
+                for node_id, options in self._nodes.items()
                 if options["retry"] is not None
             },
             "version": self._version,
             "whole": whole,
         }
         # Left out where there are none: a graph of an earlier release keeps its hash.
-        if handlers := {name: options["handler"].name for name, options in self._nodes.items() if options["handler"]}:
+        if handlers := {node_id: options["handler"].name for node_id, options in self._nodes.items() if options["handler"]}:
             record["handlers"] = handlers
+        if subgraphs:
+            record["subgraphs"] = {
+                node_id: [one.graph.hash, _mapping_record(one.input), _mapping_record(one.output)]
+                for node_id, one in subgraphs.items()
+            }
         return hashlib.sha256(canonical_bytes(record)).hexdigest()
+
+
+class Nested(msgspec.Struct, frozen=True):
+    """A graph as a node, as its author gave it."""
+
+    graph: Graph
+    input: Mapping[str, str] | NodeFunction | None
+    output: Mapping[str, str] | NodeFunction | None
 
 
 StateGraph = Graph
@@ -445,6 +570,10 @@ def _labels(router: NodeFunction, path_map: Mapping[Any, str] | Sequence[str] | 
     if typing.get_origin(returned) is Literal:
         return {name: name for name in typing.get_args(returned)}
     return None
+
+
+def _mapping_record(mapping: Mapping[str, str] | NodeFunction) -> Any:
+    return dict(mapping) if isinstance(mapping, Mapping) else name_of(mapping)
 
 
 def _label_record(labels: dict[Any, str] | None) -> list[list[str]] | None:

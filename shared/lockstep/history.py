@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from lockstep.core.frontier import decode_frontier, stand_in
+from lockstep.core.lifecycle import FINISHED
 from lockstep.core.ordering import ROOT_PATH, order_key_of
 from lockstep.core.outside import Outside, outside_kind, outside_path
 from lockstep.core.records import Frontier, WorkItem, Write
 from lockstep.core.state import State, apply_patches
-from lockstep.costs import Usage, used_of
+from lockstep.costs import Costs, Usage, used_of
 from lockstep.errors import StateError
 from lockstep.interrupts import Interrupt, open_question, question_id, timer_of
 from lockstep.ports import Reader
 from lockstep.records import JournalRow, RunRow, StepRow
+from lockstep.subgraphs import child_run_id, children_of, open_call
 from lockstep.wire import JournalMeta, decode_meta, decode_outcome
 
 STEPS_PER_READ = 100
@@ -30,10 +32,11 @@ class TaskRecord:
     """One work item of a step. Paths and keys are lower-case hex.
 
     `delta` maps the fields that the node wrote to their JSON values. `targets` are the nodes that its Command and routers
-    named, in index order; static edges are the graph's. `error` is the last failure of an item that failed. `started_at` is in
-    milliseconds since 1970, by the worker's clock. The record of an error handler has the handler's name as `node_id`; the node
-    that failed, in whose place it ran, is `stands_for`, its item the parent, and its last failure the `error`. `usage` is what
-    calls to models have used, those of attempts that failed included.
+    named, in index order; static edges are the graph's. `status` is done, failed, pending, interrupted (it has asked
+    something), or called (the run of its subgraph goes on). `error` is the last failure of an item that failed. `started_at` is
+    in milliseconds since 1970, by the worker's clock. The record of an error handler has the handler's name as `node_id`; the
+    node that failed, in whose place it ran, is `stands_for`, its item the parent, and its last failure the `error`. `usage` is
+    what calls to models have used, those of attempts that failed included.
     """
 
     node_id: str
@@ -144,7 +147,7 @@ def task_record(item: WorkItem, journal: Mapping[bytes, Sequence[JournalRow]]) -
         parent_path=item.parent_path.hex(),
         edge_index=item.edge_index,
         order_key=item.order_key.hex(),
-        status="done" if done else "interrupted" if open_question(rows) else "failed" if failed else "pending",
+        status=_status(done, failed, rows),
         attempt=meta.attempt,
         delivery=meta.delivery,
         delta=delta_of(finished.writes) if finished else {},
@@ -156,6 +159,16 @@ def task_record(item: WorkItem, journal: Mapping[bytes, Sequence[JournalRow]]) -
         stands_for=item.stands_for,
         usage=[usage for used in used_of(rows) for usage in used.calls],
     )
+
+
+def _status(done: JournalRow | None, failed: JournalRow | None, rows: Sequence[JournalRow]) -> str:
+    if done is not None:
+        return "done"
+    if open_question(rows) is not None:
+        return "interrupted"
+    if open_call(rows) is not None:
+        return "called"
+    return "failed" if failed is not None else "pending"
 
 
 def _record_from_outside(kind: Outside, step_id: int) -> TaskRecord:
@@ -207,17 +220,36 @@ def read_state(reader: Reader, run_id: str, step_id: int) -> dict[str, Any]:
 
 
 def read_interrupts(reader: Reader, row: RunRow) -> list[Interrupt]:
-    """What the items of a run's step ask, in their order, and nobody has answered."""
+    """What the items of a run's step ask, in their order, and nobody has answered; subgraphs ask what their nodes do."""
     steps = reader.steps(row.run_id, row.step_id, row.step_id)
-    if not steps:
-        return []  # It was removed while it was read.
+    if not steps or row.status in FINISHED:
+        return []  # It was removed while it was read, or it is the run of a subgraph that has ended.
     items, journal = items_in_place(reader, row.run_id, decode_frontier(steps[0].frontier, row.step_id).items, row.retries)
-    asked = [(item, open_question(journal.get(item.path, ()))) for item in items if not is_done(journal.get(item.path, ()))]
-    return [
-        Interrupt(question_id(item.path, one.n), item.node_id, json.loads(one.payload))
-        for item, one in asked
-        if one is not None and not sleeps(journal[item.path], one)
-    ]
+    asked: list[Interrupt] = []
+    for item in items:
+        rows = journal.get(item.path, ())
+        if is_done(rows):
+            continue
+        if (one := open_question(rows)) is not None and not sleeps(rows, one):
+            asked.append(Interrupt(question_id(item.path, one.n), item.node_id, json.loads(one.payload), row.run_id))
+        elif open_call(rows) is not None:
+            for child in reader.find_runs(run_ids=[child_run_id(row.run_id, item.path)]):
+                below = read_interrupts(reader, child)
+                asked += [dataclasses.replace(one, node_id=f"{item.node_id}/{one.node_id}") for one in below]
+    return asked
+
+
+def read_costs(reader: Reader, row: RunRow) -> Costs:
+    """What a run and its subgraphs have used."""
+    costs = Costs()
+    _count(costs, reader, row, "")
+    return costs
+
+
+def _count(costs: Costs, reader: Reader, row: RunRow, within: str) -> None:
+    costs.count(reader.usage(row.run_id), within)
+    for child in children_of(reader, row.run_id):
+        _count(costs, reader, child, f"{within}{child.graph.removeprefix(row.graph + '/')}/")
 
 
 def sleeps(rows: Sequence[JournalRow], question: JournalRow) -> bool:

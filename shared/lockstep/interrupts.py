@@ -49,23 +49,33 @@ ASKS: ContextVar[Callable[[Any, Timer | None], Any]] = ContextVar("lockstep_asks
 
 
 class Question(BaseException):
-    """Ends a node that has asked something. No Exception: a node that catches those does not catch this."""
+    """Ends a node that has asked something. No Exception: a node that catches those does not catch this.
 
-    def __init__(self, number: int, value: bytes, calls: bytes | None = None, timer: bytes | None = None) -> None:
+    A node that is a `subgraph` asks for the end of a run, and `value` is the input of that.
+    """
+
+    def __init__(
+        self, number: int, value: bytes, calls: bytes | None = None, timer: bytes | None = None, *, subgraph: bool = False
+    ) -> None:
         super().__init__("a node waits for an answer")
         self.number = number
         self.value = value
         self.calls = calls
         self.timer = timer
+        self.subgraph = subgraph
 
 
 @dataclass(frozen=True, slots=True)
 class Interrupt:
-    """What a node asks, as JSON has it, and the id by which it is answered."""
+    """What a node asks, as JSON has it, and the id by which it is answered.
+
+    `run_id` is the run of the node: that of a subgraph is one of its own, and `node_id` then "node/theirs".
+    """
 
     id: str
     node_id: str
     value: Any
+    run_id: str
 
 
 def interrupt(value: Any = None, *, timeout_seconds: float | None = None, default: Any = None) -> Any:

@@ -395,8 +395,9 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
     """What came of a task: an `outcome` (see `encode_outcome`), a `failure`, or a `question`: its number and canonical bytes.
 
-    `timer` says how long the question waits, see `Timer`; `calls` are those that were made before it; `usage` is what models
-    have used, see `encode_usage`. `cause` is the exception itself, which only an engine in the same process can hand on.
+    `timer` says how long the question waits, see `Timer`; `calls` are those that were made before it; of a node that is a
+    `subgraph`, the question is the input of its run. `usage` is what models have used, see `encode_usage`. `cause` is the
+    exception itself, which only an engine in the same process can hand on.
     """
 
     run_id: str
@@ -408,6 +409,7 @@ class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
     timer: bytes | None = None
     calls: bytes | None = None
     usage: bytes | None = None
+    subgraph: bool = False
     started_at: int = 0
     latency_ms: float = 0.0
     worker: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import json
 import threading
@@ -25,6 +26,7 @@ from lockstep.options import decode_options
 from lockstep.ports import Reader
 from lockstep.recording import decode_calls, differences, shown
 from lockstep.records import JournalRow, RunRow, StepRow
+from lockstep.subgraphs import begins_with, children_of
 from lockstep.wire import calls_of, decode_meta, decode_outcome
 from lockstep_coordinator.questions import Questions
 from lockstep_coordinator.tasks import TaskMaker
@@ -40,7 +42,7 @@ DIFFERENCES_SHOWN = 5
 def replay_run(reader: Reader, row: RunRow, graphs: Mapping[str, CompiledGraph]) -> ReplayReport:
     """Replay what is stored of a run, with the version of its graph that it is pinned to, or else another one of that name.
 
-    See `Run.replay`. Of a run that was migrated, what came after that.
+    See `Run.replay`. Of a run that was migrated, what came after that. The runs of its subgraphs are replayed and counted, too.
     """
     graph = graphs.get(row.graph_hash) or next((graph for graph in graphs.values() if graph.name == row.graph), None)
     if graph is None:
@@ -52,9 +54,15 @@ def replay_run(reader: Reader, row: RunRow, graphs: Mapping[str, CompiledGraph])
         )
     replay = Replay(reader, row, graph)
     try:
-        return replay.report()
+        report = replay.report()
     finally:
         replay.close()
+    for child in children_of(reader, row.run_id):
+        below = replay_run(reader, child, graphs)
+        report = dataclasses.replace(
+            report, steps=report.steps + below.steps, nodes=report.nodes + below.nodes, calls=report.calls + below.calls
+        )
+    return report
 
 
 class Replay:
@@ -209,8 +217,9 @@ class Replay:
             raise StateError(f"run {run_id}: step {step_id} has no result of {missing[0]}; `lockstep fsck` says more")
         try:
             if step_id == 0:
-                writes = [Write(name, value) for name, value in json.loads(self._row.input).items()]
-                return begin(program, policy, run_id, writes)
+                values, root = begins_with(self._row)
+                writes = [Write(name, value) for name, value in values.items()]
+                return begin(program, policy, run_id, writes, root=root)
             return advance(program, policy, self._options.max_steps, run_id, step_id, state, frontier, finished)
         except LockstepError as error:
             raise self._step_differs(step_id, "outcome", "a commit", f"{type(error).__name__}: {error}") from error

@@ -15,7 +15,7 @@ from typing import Any
 from lockstep.backend import Backend, ReplayReport
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.lifecycle import FINISHED, SETTLED, RunStatus
-from lockstep.costs import Costs, as_text, costs_of
+from lockstep.costs import Costs, as_text
 from lockstep.errors import (
     BudgetExceededError,
     ConfigurationError,
@@ -25,12 +25,13 @@ from lockstep.errors import (
     WaitTimeoutError,
 )
 from lockstep.forks import ForkInput, Origin, origin_of
-from lockstep.history import StepRecord, read_history, read_interrupts, read_position, read_state
+from lockstep.history import StepRecord, read_costs, read_history, read_interrupts, read_position, read_state
 from lockstep.interrupts import Interrupt, answers_for
 from lockstep.models import values_of
 from lockstep.options import DEFAULTS, Options, decode_options, encode_options
 from lockstep.records import Command, NewRun, RunRow
 from lockstep.streaming import Follower, StreamEvent, StreamMode, check_modes, typed
+from lockstep.subgraphs import call_input_of, children_of
 from lockstep.submission import check_same, checked_id, encoded_input, new_run_id
 from lockstep.wire import ENGINE_EVENTS
 
@@ -51,6 +52,7 @@ class Run:
         self.backend = backend
         self._owner = owner  # An engine lives as long as it, or a run of it, is used.
         self._changing_version = -1
+        self._changing_below: dict[str, int] = {}
 
     def __repr__(self) -> str:
         return f"Run({self.run_id!r})"
@@ -272,7 +274,7 @@ class Run:
         pending = self.interrupts()
         if not pending and row.status is RunStatus.INTERRUPTED:
             self._changing_version = row.version
-            self._command("resume", {})  # It stands at a breakpoint.
+            self._send_to_each([(run.run_id, {}) for run in self._at_rest()])  # It stands at a breakpoint.
             return
         if not pending:
             raise ConfigurationError(
@@ -283,7 +285,24 @@ class Run:
             canonical_bytes(value, field=f"the answer to {one}")
         if answers.keys() == {one.id for one in pending} or row.status is RunStatus.INTERRUPTED:
             self._changing_version = row.version
-        self._command("resume", answers)
+        by_run: dict[str, dict[str, Any]] = {}
+        for question in pending:
+            if question.id in answers:
+                by_run.setdefault(question.run_id, {})[question.id] = answers[question.id]
+        self._send_to_each(list(by_run.items()))
+
+    def _send_to_each(self, answers: list[tuple[str, dict[str, Any]]]) -> None:
+        """Answer what this run and its subgraphs ask. While some of them still waits, this one is not at rest."""
+        rows = self.backend.reader.find_runs(run_ids=[run_id for run_id, _ in answers], limit=len(answers))
+        self._changing_below = {row.run_id: row.version for row in rows if row.status is RunStatus.INTERRUPTED}
+        for run_id, of_run in answers:
+            Run(run_id, self.backend, owner=self._owner)._command("resume", of_run)
+
+    def _at_rest(self) -> Iterator[Run]:
+        """Which runs stand at a breakpoint: some of its subgraphs, or else this one."""
+        if self.status is RunStatus.INTERRUPTED:
+            below = [run for child in self.children() for run in child._at_rest()]
+            yield from below or [self]
 
     async def aresume(self, answer: Any = None, *, options: Options | None = None) -> None:
         """`resume` without blocking the event loop."""
@@ -291,7 +310,7 @@ class Run:
 
     def costs(self) -> Costs:
         """What the run's calls to models have used and cost until now, see `Context.llm_usage`: whole, by node and by model."""
-        return costs_of(self.backend.reader.usage(self.run_id))
+        return read_costs(self.backend.reader, self.row())
 
     async def acosts(self) -> Costs:
         """`costs` without blocking the event loop."""
@@ -403,6 +422,19 @@ class Run:
             yield from (Run(row.run_id, self.backend, owner=self._owner) for row in rows if origin_of(row) is not None)
             after = rows[-1].run_id
 
+    @property
+    def parent(self) -> Run | None:
+        """The run of which this one is a subgraph; None: it is none."""
+        row = self.row()
+        if call_input_of(row) is None or row.parent_run_id is None:
+            return None
+        return Run(row.parent_run_id, self.backend, owner=self._owner)
+
+    def children(self) -> Iterator[Run]:
+        """The runs of its subgraphs, ascending by run_id: each has a state, a history and children of its own."""
+        for row in children_of(self.backend.reader, self.run_id):
+            yield Run(row.run_id, self.backend, owner=self._owner)
+
     def replay(self) -> ReplayReport:
         """Execute the run's nodes again, as journalled, and compare all that they do; nothing is stored, and no call is made.
 
@@ -426,7 +458,15 @@ class Run:
 
     def is_settled(self, row: RunRow) -> bool:
         """Whether nothing more comes without somebody's doing; not while its retry, resume or cancel is under way."""
-        return row.status in SETTLED and row.version > self._changing_version
+        if row.status not in SETTLED or row.version <= self._changing_version:
+            return False
+        if row.status is RunStatus.INTERRUPTED and len(below := self._changing_below) > 1:
+            rows = self.backend.reader.find_runs(run_ids=list(below), limit=len(below))
+            # Each has its answer, and there is something else for which this run waits.
+            return all(one.version > below[one.run_id] for one in rows) and (
+                bool(self.interrupts()) or any(child.status is RunStatus.INTERRUPTED for child in self.children())
+            )
+        return True
 
     def retry(self, options: Options | None = None) -> None:
         """Ask the owner to go on with a failed run from its last commit; items that had a result keep it.

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from lockstep.compiled import CompiledGraph, NodeSpec
+from lockstep.core.lifecycle import FINISHED
 from lockstep.engine import Engine
 from lockstep.errors import ConfigurationError, WaitTimeoutError
 from lockstep.explain import explain
@@ -80,9 +81,16 @@ class TestEngine(Engine):
         if run.is_settled(row):
             return True
         items = explain(run.backend.reader, row, None, self._moved.time()).items
-        states = {item.state for item in items}
+        states = {item.state for item in items if item.state != "subgraph"}
+        below = [Run(item.where, run.backend) for item in items if item.state == "subgraph" and item.where is not None]
+        if below:
+            return states <= {"done", "timer", "answer"} and all(map(self._rests_below, below))
         # Of a step that is all done, the commit is under way.
         return bool(states) and states <= {"done", "timer", "answer"} and states != {"done"}
+
+    def _rests_below(self, run: Run) -> bool:
+        """Of the run of a subgraph: that it has begun, and rests, but has not ended, for then its parent is to go on."""
+        return bool(run.backend.reader.find_runs(run_ids=[run.run_id])) and run.status not in FINISHED and self._rests(run)
 
     def fail(self, node: str, error: BaseException, *, times: int = 1) -> None:
         """Let the next calls of a node raise this instead of being made. Raises ConfigurationError for an unknown node."""

@@ -20,6 +20,9 @@ T = TypeVar("T")
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 """A number that JSON's readers agree about."""
 
+OUTCOME_DEPTH = MAX_DEPTH + 4
+"""Levels in an outcome's JSON: those of a value, and its own."""
+
 EmittedEvent = tuple[str, Any]
 """The type and the JSON data of an event."""
 
@@ -28,30 +31,51 @@ ENGINE_EVENTS = "lockstep."
 
 
 def encode_outcome(
-    writes: Sequence[Write], routes: Sequence[Route], events: Sequence[EmittedEvent], calls: Sequence[Call] = ()
+    writes: Sequence[Write],
+    routes: Sequence[Route],
+    events: Sequence[EmittedEvent],
+    calls: Sequence[Call] = (),
+    up: Finished | None = None,
 ) -> bytes:
     """A node's outcome as canonical JSON; empty parts are left out.
 
     {"calls": [see `Call`], "events": [[type, data]], "routes": [[node, payload?]],
-     "writes": [[field, value, true if Overwrite]]}
+     "up": {"routes": ..., "writes": ...}, "writes": [[field, value, true if Overwrite]]}
     """
-    record: dict[str, Any] = {}
+    record = finished_record(writes, routes, up)
     if calls:
         record["calls"] = msgspec.to_builtins(calls)
     if events:
         record["events"] = [list(event) for event in events]
+    return canonical_bytes(record, depth=OUTCOME_DEPTH)
+
+
+def finished_record(writes: Sequence[Write], routes: Sequence[Route], up: Finished | None) -> dict[str, Any]:
+    """What an item came to, as JSON values; empty parts are left out."""
+    record: dict[str, Any] = {}
     if routes:
         record["routes"] = [
             [route.node_id] if route.payload is None else [route.node_id, json.loads(route.payload)] for route in routes
         ]
     if writes:
         record["writes"] = [[w.field, w.value, True] if w.overwrite else [w.field, w.value] for w in writes]
-    return canonical_bytes(record, depth=MAX_DEPTH + 3)
+    if up is not None:
+        record["up"] = finished_record(up.writes, up.routes, None)
+    return record
 
 
 def decode_outcome(data: bytes) -> tuple[Finished, list[EmittedEvent]]:
     """The inverse of `encode_outcome`. Raises ValueError for anything else."""
     record = _decoded(_OUTCOME, data)
+    return _finished(record), record.events
+
+
+def finished_of(record: Any) -> Finished:
+    """The inverse of `finished_record`. Raises ValueError for anything else."""
+    return _finished(msgspec.convert(record, _Finished))
+
+
+def _finished(record: _Finished) -> Finished:
     try:
         routes = tuple([Route(name, canonical_bytes(payload[0]) if payload else None) for name, *payload in record.routes])
         writes = tuple([Write(*write) for write in record.writes])
@@ -59,7 +83,7 @@ def decode_outcome(data: bytes) -> tuple[Finished, list[EmittedEvent]]:
         raise ValueError(f"its writes or routes are none: {error}") from None
     if not all([isinstance(write.field, str) for write in writes] + [isinstance(route.node_id, str) for route in routes]):
         raise ValueError("it names a field or node by something else than text")
-    return Finished(writes, routes), record.events
+    return Finished(writes, routes, None if record.up is None else _finished(record.up))
 
 
 def calls_of(outcome: bytes) -> list[Call]:
@@ -71,9 +95,13 @@ class _Calling(msgspec.Struct):
     calls: list[Call] = []
 
 
-class _Outcome(msgspec.Struct):
+class _Finished(msgspec.Struct):
     writes: list[Any] = []
     routes: list[Any] = []
+    up: _Finished | None = None
+
+
+class _Outcome(_Finished):
     events: list[EmittedEvent] = []
 
 
@@ -294,6 +322,7 @@ class ResultMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     calls: Raw | UnsetType = UNSET
     usage: Raw | UnsetType = UNSET
     timer: Raw | UnsetType = UNSET
+    subgraph: bool = False
 
     def message(self) -> TaskResult | HandedBack:
         """The result as the coordinator takes it."""
@@ -309,6 +338,7 @@ class ResultMessage(msgspec.Struct, frozen=True, omit_defaults=True):
             calls=None if self.calls is UNSET else bytes(self.calls),
             usage=None if self.usage is UNSET else bytes(self.usage),
             timer=None if self.timer is UNSET else bytes(self.timer),
+            subgraph=self.subgraph,
             started_at=self.started_at,
             latency_ms=self.latency_ms,
             worker=self.worker,
@@ -346,4 +376,5 @@ def _result_message(result: TaskResult | HandedBack) -> ResultMessage:
         UNSET if result.calls is None else Raw(result.calls),
         UNSET if result.usage is None else Raw(result.usage),
         UNSET if result.timer is None else Raw(result.timer),
+        result.subgraph,
     )

@@ -40,6 +40,8 @@ GRAPHS = (
     f"{FLOWS}:pays",
     f"{FLOWS}:speaks",
     f"{FLOWS}:rests",
+    f"{FLOWS}:nests",
+    f"{FLOWS}:asks_below",
     f"{AUDIT}:graph",
 )
 
@@ -249,6 +251,10 @@ class Cluster:
         with self.reading() as connection:
             done = connection.execute(select(row.path).where(row.run_id == run.run_id, row.kind == "done")).scalars()
             return {(run.run_id, path.hex()) for path in done}
+
+    def journalled_of(self, *runs: Run) -> set[tuple[str, str]]:
+        """The items of these runs whose results are stored."""
+        return {item for run in runs for item in self.journalled(run)}
 
     def until(self, condition: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> None:
         """Wait for something that happens in other processes."""

@@ -286,3 +286,17 @@ def rest(state: State, ctx: Context) -> dict[str, Any]:
 
 
 rests.add_edge(START, "rest")
+
+
+nests = Graph(State, name="nests")
+nests.add_node("chain", chain, output={"seen": "seen"})
+nests.add_conditional_edges(
+    START, lambda state: [Send("chain", {"seen": [], **_without_width(state)}) for _ in range(state["width"])], ["chain"]
+)
+
+
+def _without_width(state: State) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if name in ("steps", "delay_ms", "ledger", "gate")}
+
+
+asks_below = Graph(State, name="asks_below").add_node("below", asks).add_edge(START, "below")

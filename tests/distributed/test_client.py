@@ -89,7 +89,7 @@ def test_graph_that_nobody_has_loaded(cluster: Cluster) -> None:
     with pytest.raises(UnknownGraphError, match="there is none yet"):
         cluster.client.submit("chain", {"steps": 1})
     cluster.coordinator()
-    with pytest.raises(UnknownGraphError, match="there are asks, audit, chain, ends, fan, pays, rests, speaks, told"):
+    with pytest.raises(UnknownGraphError, match="there are asks, asks_below, audit, chain, ends, fan, nests, pays, rests,"):
         cluster.client.submit("nothing", {})
 
 

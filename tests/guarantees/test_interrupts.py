@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import operator
 import threading
@@ -79,7 +80,7 @@ def asked(run: Any) -> list[Interrupt]:
     with pytest.raises(RunInterruptedError) as caught:
         run.result()
     pending: list[Interrupt] = run.interrupts()
-    assert caught.value.interrupts == [{"id": one.id, "node_id": one.node_id, "value": one.value} for one in pending]
+    assert caught.value.interrupts == [dataclasses.asdict(one) for one in pending]
     assert run.status == "interrupted"
     return pending
 
@@ -90,7 +91,7 @@ def test_a_node_asks_and_goes_on_with_the_answer(store_url: str, asking: Asking,
         # given a run that waits for nothing but an answer
         run = engine.submit({}, run_id="run")
         [question] = asked(run)
-        assert question == Interrupt(f"{ASKS.hex()[:16]}-0", "asks", {"question": 0})
+        assert question == Interrupt(f"{ASKS.hex()[:16]}-0", "asks", {"question": 0}, "run")
         assert run.row().step_id == 0
         assert asking.calls == {"asks": 1, "other": 1}
         events = [(event.type, json.loads(event.data)) for event in run.backend.reader.events("run")]

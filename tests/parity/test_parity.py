@@ -274,6 +274,36 @@ def test_33_what_finished_beside_a_question_is_kept(ordering: Ordering) -> None:
 # E. Failure, retry, limits
 
 
+@pytest.mark.parametrize("ordering", ORDERINGS)
+def test_35_a_breakpoint_in_a_subgraph_beside_a_finished_node(ordering: Ordering) -> None:
+    ran: Counter[str] = Counter()
+
+    def says_once(name: str, text: str) -> Any:
+        def say(state: Text) -> dict[str, Any]:
+            ran[name] += 1
+            return {"text": text}
+
+        return say
+
+    inner = Graph(Text, name="inner", ordering=ordering)
+    inner.add_sequence([("inner_1", says_once("inner_1", "got here")), ("inner_2", says_once("inner_2", " and there"))])
+    inner.add_edge(START, "inner_1")
+    graph = Graph(Text, ordering=ordering).add_node("inner", inner)
+    graph.add_node("outer_1", says_once("outer_1", " and parallel")).add_node(
+        "outer_2", says_once("outer_2", " and back again")
+    )
+    graph.add_edge(START, "inner").add_edge(START, "outer_1").add_edge(["inner", "outer_1"], "outer_2")
+
+    with Engine(graph, options=Options(interrupt_before=("inner/inner_2",))) as engine:
+        run = engine.submit({"text": ""})
+        with pytest.raises(RunInterruptedError):
+            run.result()
+        assert ran == {"inner_1": 1, "outer_1": 1}
+        run.resume()
+        assert run.result()["text"] == "got here and there and parallel and back again"
+        assert set(ran.values()) == {1}
+
+
 def test_37_attempts_are_numbered() -> None:
     attempts: list[int] = []
 

@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 from lockstep.compiled import CompiledGraph, NodeSpec, Router
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.frontier import unknown_target
-from lockstep.core.merge import fold
+from lockstep.core.merge import Schema, fold
 from lockstep.core.ordering import END, START
 from lockstep.core.outside import UPDATE
 from lockstep.core.policy import ConflictPolicy
-from lockstep.core.records import Failure, Route, Write
+from lockstep.core.records import Failure, Finished, Route, Write
 from lockstep.core.state import State
+from lockstep.core.superstep import Program
 from lockstep.errors import LockstepError, NodeFailedError, NodeTimeoutError, RouteError, StateError, text_of
 from lockstep.graph import Command, Overwrite, Send
 from lockstep.interrupts import ASKS
@@ -24,6 +25,7 @@ from lockstep.models import instance_of, values_of
 from lockstep.records import Task
 from lockstep.wire import encode_outcome
 from lockstep_worker.context import NodeContext
+from lockstep_worker.subgraphs import call_subgraph, loaded_payload
 
 T = TypeVar("T")
 
@@ -42,21 +44,41 @@ async def execute(graph: CompiledGraph, task: Task, context: NodeContext, isolat
     returned = None
     if called is spec and spec.isolation == "process":
         returned = isolated(spec, _argument(graph, task))
+    elif called is spec and spec.subgraph is not None:
+        returned = await call_subgraph(graph, spec, _argument(graph, task), context)
     elif called is not None and called.function is not None:
         returned = await _call(called.function, called.takes_context, _argument(graph, task), context)
-    writes: list[Write] = []
-    routes: list[Route] = []
-    for part in returned if isinstance(returned, list) else [returned]:
-        update, goto = (part.update, part.goto) if isinstance(part, Command) else (part, ())
-        writes += _writes(graph, spec, update)
-        routes += _routes(graph, task, _listed(goto))
-    for router in spec.routers:
+    parts = returned if isinstance(returned, list) else [returned]
+    to_parent = [part for part in parts if isinstance(part, Command) and part.graph == Command.PARENT]
+    if to_parent and graph.parent is None:
+        raise RouteError(
+            f"node {task.node_id!r} returned Command(graph=Command.PARENT), and graph {graph.name!r} is nobody's subgraph",
+            target=Command.PARENT,
+        )
+    writes, routes = _read(graph.program, task, [part for part in parts if not any(part is one for one in to_parent)])
+    up = None
+    if to_parent:
+        assert graph.parent is not None
+        written, chosen = _read(graph.parent, task, to_parent)
+        up = Finished(tuple(written), tuple(chosen))
+    for router in spec.routers if up is None else ():
         seen = _seen_by_router(graph, task, writes)
         chosen = await _call(router.function, router.takes_context, seen, context)
-        routes += _routes(graph, task, _labelled(router, spec.node_id, _listed(chosen)))
-    outcome = encode_outcome(writes, routes, context.events, context.end_calls())
+        routes += _routes(graph.program, task, _labelled(router, spec.node_id, _listed(chosen)))
+    outcome = encode_outcome(writes, routes, context.events, context.end_calls(), up)
     _check_size(outcome, task, f"what node {task.node_id!r} returned")
     return outcome
+
+
+def _read(program: Program, task: Task, parts: Iterable[Any]) -> tuple[list[Write], list[Route]]:
+    """What a node returned, as the graph has it for which it is meant."""
+    writes: list[Write] = []
+    routes: list[Route] = []
+    for part in parts:
+        update, goto = (part.update, part.goto) if isinstance(part, Command) else (part, ())
+        writes += _writes(program.schema, task.place, update)
+        routes += _routes(program, task, _listed(goto))
+    return writes, routes
 
 
 def without_loop(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -106,18 +128,14 @@ def _argument(graph: CompiledGraph, task: Task) -> Any:
     schema = graph.program.schema
     if task.payload is None:
         return instance_of(graph.state, schema.loaded(json.loads(task.state)))
-    payload = json.loads(task.payload)
-    if not isinstance(payload, dict):
-        return payload
-    return {name: schema.fields[name].loaded(v) if name in schema.fields else v for name, v in payload.items()}
+    return loaded_payload(schema, task.payload)
 
 
-def _writes(graph: CompiledGraph, spec: NodeSpec, update: Any) -> Iterator[Write]:
+def _writes(schema: Schema, node_id: str, update: Any) -> Iterator[Write]:
     if update is None:
         return
-    schema = graph.program.schema
     allowed = "a dict of state fields, a Command, None or a list of these"
-    for name, value in values_of(update, f"what node {spec.node_id!r} returns ({allowed})").items():
+    for name, value in values_of(update, f"what node {node_id!r} returns ({allowed})").items():
         field = schema.field(name)
         overwrite = isinstance(value, Overwrite)
         plain = field.dumped(value.value if overwrite else value)
@@ -126,18 +144,18 @@ def _writes(graph: CompiledGraph, spec: NodeSpec, update: Any) -> Iterator[Write
         yield Write(name, plain, overwrite)
 
 
-def _routes(graph: CompiledGraph, task: Task, targets: Iterable[Any]) -> Iterator[Route]:
-    topology = graph.program.topology
+def _routes(program: Program, task: Task, targets: Iterable[Any]) -> Iterator[Route]:
+    topology = program.topology
     for target in targets:
         name = target.node if isinstance(target, Send) else target
         if not isinstance(name, str) or name == START or (name not in topology.nodes and name != END):
             raise RouteError(unknown_target(task.node_id, str(name), topology), target=str(name))
-        yield Route(name, _payload(graph, task, target) if isinstance(target, Send) else None)
+        yield Route(name, _payload(program, task, target) if isinstance(target, Send) else None)
 
 
-def _payload(graph: CompiledGraph, task: Task, send: Send) -> bytes:
+def _payload(program: Program, task: Task, send: Send) -> bytes:
     """The canonical bytes of what a Send carries; state fields in it go through their codec."""
-    fields = graph.program.schema.fields
+    fields = program.schema.fields
     payload = send.payload
     if isinstance(payload, Mapping):
         payload = {name: fields[name].dumped(v) if name in fields else v for name, v in payload.items()}

@@ -169,7 +169,8 @@ class Executor:
         if running.is_unwanted:
             return self._finish(running, handed_back="its run was cancelled")
         if isinstance(error, Question):
-            return self._finish(running, question=(error.number, error.value), calls=error.calls, timer=error.timer)
+            asked = (error.number, error.value)
+            return self._finish(running, question=asked, calls=error.calls, timer=error.timer, subgraph=error.subgraph)
         if isinstance(error, NodeRaised):
             return self._finish(running, failure=error.failure, cause=error.__cause__)
         return self._finish(running, failure=failure_of(error, running.task), cause=error)
@@ -196,6 +197,7 @@ class Executor:
         question: tuple[int, bytes] | None = None,
         calls: bytes | None = None,
         timer: bytes | None = None,
+        subgraph: bool = False,
         handed_back: str | None = None,
     ) -> bool:
         """Free the slot and deliver the result; False: the task's time had passed, and the result is dropped."""
@@ -217,6 +219,7 @@ class Executor:
                 question=question,
                 calls=calls,
                 timer=timer,
+                subgraph=subgraph,
                 usage=encode_usage(usage) if usage else None,
                 cause=cause,
                 started_at=running.started_at,

@@ -12,7 +12,7 @@ from lockstep.cli.load import load_graphs
 from lockstep.cli.options import graphs_option, redis_option, sinks_option, store_option
 from lockstep.cli.relay import relay_beside
 from lockstep.cli.serving import run_until_signalled, settle_garbage_collector
-from lockstep.compiled import CompiledGraph
+from lockstep.compiled import CompiledGraph, by_hash
 from lockstep.config import DEFAULT_REDIS_URL, read_settings
 from lockstep.errors import BrokerUnavailableError, ConfigurationError
 from lockstep.options import DEFAULTS
@@ -54,7 +54,7 @@ def coordinator(
     settings = read_settings(store=store, redis=redis, graphs=graphs, sinks=sinks, retention=retention)
     if settings.store_url == "memory://":
         raise ConfigurationError("memory:// is one process's own; a coordinator needs a database", option="store")
-    loaded = {graph.hash: graph for graph in load_graphs(settings.graphs)}
+    loaded = by_hash(load_graphs(settings.graphs))
 
     def open_broker() -> RedisBroker:
         signer = Signer(settings.namespace, settings.signing_keys) if settings.signing_keys else None

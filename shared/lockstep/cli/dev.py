@@ -11,6 +11,7 @@ from lockstep.cli.load import load_graphs, load_prices
 from lockstep.cli.options import sinks_option, store_option
 from lockstep.cli.relay import relay_beside
 from lockstep.cli.serving import run_until_signalled
+from lockstep.compiled import by_hash
 from lockstep.config import masked, read_settings
 from lockstep.errors import ConfigurationError
 from lockstep.options import DEFAULTS
@@ -32,7 +33,7 @@ def dev(graphs: tuple[str, ...], concurrency: int, store: str | None, sinks: tup
     settings = read_settings(store=store, graphs=graphs, sinks=sinks)
     if settings.store_url == "memory://":
         raise ConfigurationError("memory:// is one process's own; use sqlite:///path", option="store")
-    loaded = {graph.hash: graph for graph in load_graphs(settings.graphs)}
+    loaded = by_hash(load_graphs(settings.graphs))
     broker = InProcessBroker(DEFAULTS.queue_depth)
     executor = Executor(
         loaded, concurrency, "dev", broker.take, broker.deliver, lambda chunk: None, load_prices(settings.prices)

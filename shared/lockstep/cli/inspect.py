@@ -21,6 +21,7 @@ from lockstep.config import read_settings
 from lockstep.core.lifecycle import RunStatus
 from lockstep.core.merge import Schema
 from lockstep.errors import ConfigurationError
+from lockstep.forks import origin_of
 from lockstep.ports import LiveReader, Store
 from lockstep.records import Command, NewRun, RunRow
 from lockstep.run import Run
@@ -74,6 +75,7 @@ class ReadOnly:
 @click.option("--status", type=click.Choice([status.value for status in RunStatus]), help="Only runs with this status.")
 @click.option("--graph", help="Only runs of this graph.")
 @click.option("--forks-of", metavar="RUN_ID", help="Only runs that were forked from this one.")
+@click.option("--children-of", metavar="RUN_ID", help="Only the runs of this one's subgraphs.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(min=1), help="How many to list.")
 @click.option("--after", metavar="RUN_ID", help="Only runs behind this id: the next page.")
 @store_option
@@ -82,6 +84,7 @@ def runs(
     status: str | None,
     graph: str | None,
     forks_of: str | None,
+    children_of: str | None,
     limit: int,
     after: str | None,
     store: str | None,
@@ -90,7 +93,9 @@ def runs(
     """List runs, ascending by id."""
     wanted = RunStatus(status) if status else None
     with closing(open_store(read_settings(store=store).store_url, create=False)) as opened:
-        rows = opened.find_runs(status=wanted, graph=graph, parent=forks_of, after=after, limit=limit)
+        rows = opened.find_runs(status=wanted, graph=graph, parent=forks_of or children_of, after=after, limit=limit)
+        if forks_of or children_of:
+            rows = [row for row in rows if (origin_of(row) is None) is (children_of is not None)]
     if as_json:
         print_json([_listed(row) for row in rows])
         return

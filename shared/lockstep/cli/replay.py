@@ -16,6 +16,7 @@ from lockstep.cli.errors import RUN_FAILED
 from lockstep.cli.load import load_graphs
 from lockstep.cli.options import graphs_option, json_option, store_option
 from lockstep.cli.output import print_json
+from lockstep.compiled import by_hash
 from lockstep.config import read_settings
 from lockstep.errors import ReplayMismatchError, RunNotFoundError
 from lockstep.ports import Reader
@@ -37,7 +38,7 @@ def replay(runs: tuple[str, ...], graphs: tuple[str, ...], store: str | None, as
     """
     settings = read_settings(store=store, graphs=graphs)
     with redirect_stdout(sys.stderr):
-        loaded = {graph.hash: graph for graph in load_graphs(settings.graphs)}
+        loaded = by_hash(load_graphs(settings.graphs))
     records: list[dict[str, Any]] = []
     differs = False
     for name in runs:

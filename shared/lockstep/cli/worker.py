@@ -7,6 +7,7 @@ import click
 from lockstep.cli.load import load_graphs, load_prices
 from lockstep.cli.options import graphs_option, redis_option
 from lockstep.cli.serving import settle_garbage_collector
+from lockstep.compiled import by_hash
 from lockstep.config import DEFAULT_REDIS_URL, read_settings, set_rq_prefix
 from lockstep.telemetry.metrics import MetricsServer, Reading, Readings
 
@@ -30,7 +31,7 @@ DRAIN_SECONDS = 30.0
 def worker(graphs: tuple[str, ...], redis: str | None, queues: tuple[str, ...], concurrency: int, drain_seconds: float) -> None:
     """Execute the nodes of these graphs. Start as many as you like, on any machine; SIGTERM ends one when it has finished."""
     settings = read_settings(redis=redis, graphs=graphs)
-    loaded = {graph.hash: graph for graph in load_graphs(settings.graphs)}
+    loaded = by_hash(load_graphs(settings.graphs))
     names = queues or sorted({node.queue for graph in loaded.values() for node in graph.nodes.values()})
     set_rq_prefix(f"{settings.namespace}:rq")
     from lockstep_worker.process import WorkerProcess

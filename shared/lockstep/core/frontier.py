@@ -18,24 +18,30 @@ from lockstep.core.topology import Topology
 from lockstep.errors import NoProgressError, RouteError
 
 
-def first_frontier(topology: Topology) -> Frontier:
-    """F(1): the targets of START, or the hidden item `__start__` when START has routers to run first."""
+def first_frontier(topology: Topology, root: bytes = ROOT_PATH) -> Frontier:
+    """F(1): the targets of START, or the hidden item `__start__` when START has routers to run first.
+
+    `root` is the parent's path of the first items: of a subgraph, that of the item whose work it is.
+    """
     start = topology.nodes[START]
     if start.routers:
-        entry = Waiting(START, ROOT_PATH, 0, trigger_step=0)
+        entry = Waiting(START, root, 0, trigger_step=0)
         return Frontier(items=ranked([entry], topology.ordering, 0))
-    return _release(topology, Frontier(), list(_targets_of(topology, START, ROOT_PATH, (), {}, 0)), 0)
+    return _release(topology, Frontier(), list(_targets_of(topology, START, root, (), {}, 0)), 0)
 
 
 def next_frontier(topology: Topology, frontier: Frontier, step_id: int, finished: Mapping[bytes, Finished]) -> Frontier:
     """F(k+1) from F(k) and what each of its items came to, keyed by path; `step_id` is k.
 
-    Raises RouteError for a target that is no node, NoProgressError when nothing can run but a barrier is half filled.
+    Empty if one of them ends the run. Raises RouteError for a target that is no node, NoProgressError when nothing can run but
+    a barrier is half filled.
     """
+    if any(one.up is not None for one in finished.values()):
+        return Frontier()
     arrived, firing = _fill_barriers(topology, frontier)
     triggered: list[Waiting] = []
     for item in frontier.items:
-        parent = ROOT_PATH if item.node_id == START else item.path
+        parent = item.parent_path if item.node_id == START else item.path
         routes = finished[item.path].routes
         triggered += _targets_of(topology, item.place, parent, routes, firing, step_id)
     following = _release(topology, Frontier(deferred=frontier.deferred, arrived=arrived), triggered, step_id)

@@ -68,3 +68,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
             pause = self.max_seconds if self.initial_seconds else 0.0
         digest = hashlib.sha256(b"jitter" + path + attempt.to_bytes(4, "big")).digest()
         return pause * (1 + self.jitter * int.from_bytes(digest[:8], "big") / 2**64)
+
+
+ONCE = RetryPolicy(max_attempts=1)
+"""One attempt, and no other."""

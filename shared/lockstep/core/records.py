@@ -45,10 +45,14 @@ class Write(msgspec.Struct, frozen=True):
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """What a work item came to: its delta, and its routes in index order (Command.goto first, then the routers')."""
+    """What a work item came to: its delta, and its routes in index order (Command.goto first, then the routers').
+
+    With `up`, its run ends with this step: that is what the item comes to of which the run is the subgraph.
+    """
 
     writes: tuple[Write, ...] = ()
     routes: tuple[Route, ...] = ()
+    up: Finished | None = None
 
 
 class Failure(msgspec.Struct, frozen=True):

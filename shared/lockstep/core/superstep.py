@@ -8,7 +8,7 @@ import msgspec
 
 from lockstep.core.frontier import encode_frontier, first_frontier, next_frontier
 from lockstep.core.merge import Schema, fold
-from lockstep.core.ordering import END, idempotency_key_of
+from lockstep.core.ordering import END, ROOT_PATH, idempotency_key_of
 from lockstep.core.policy import ConflictPolicy
 from lockstep.core.records import Finished, Frontier, Write
 from lockstep.core.state import State, diff
@@ -40,16 +40,24 @@ class Step(msgspec.Struct, frozen=True):
         return not self.frontier.items
 
 
-def begin(program: Program, policy: ConflictPolicy, run_id: str, writes: Sequence[Write], base: State | None = None) -> Step:
+def begin(
+    program: Program,
+    policy: ConflictPolicy,
+    run_id: str,
+    writes: Sequence[Write],
+    base: State | None = None,
+    root: bytes = ROOT_PATH,
+) -> Step:
     """Step 0: the defaults, then the input folded through the reducers; it has no items.
 
-    `base` is the state that the run before in the thread has left. It takes the place of the defaults.
+    `base` is the state that the run before in the thread has left. It takes the place of the defaults. `root` is the path of
+    the item of which the run is the subgraph.
     """
     initial = program.schema.initial() if base is None else base
     for name in initial.values:
         program.schema.field(name)
     state = fold(program.schema, policy, initial, [("__input__", writes)])
-    return _step(program, run_id, 0, State(), state, (), first_frontier(program.topology))
+    return _step(program, run_id, 0, State(), state, (), first_frontier(program.topology, root))
 
 
 def advance(
