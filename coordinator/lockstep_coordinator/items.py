@@ -110,11 +110,6 @@ class ItemsUnderWay:
         """The run's id."""
         return self.row.run_id
 
-    @property
-    def seed(self) -> int:
-        """Of the random numbers of its nodes."""
-        return self._tasks.seed
-
     def item_at(self, path: bytes) -> WorkItem:
         """The item of this path."""
         return self._items[path]

@@ -9,10 +9,9 @@ from typing import Any
 import msgspec
 
 from lockstep.compiled import CompiledGraph, Subgraph
-from lockstep.core.canonical import INT_MAX, canonical_bytes
+from lockstep.core.canonical import canonical_bytes
 from lockstep.core.frontier import decode_frontier
 from lockstep.core.lifecycle import RunStatus
-from lockstep.core.ordering import item_seed_of
 from lockstep.core.outside import outside_kind
 from lockstep.core.records import Finished, Write
 from lockstep.core.state import State
@@ -33,7 +32,6 @@ def child_of(parent: ActiveRun, call: Call) -> NewRun:
     subgraph = subgraph_at(parent, call)
     options = msgspec.structs.replace(
         parent.options,
-        seed=item_seed_of(parent.seed, item.path, item.scheduled_step) % INT_MAX,
         max_cost_usd=None,
         deadline_seconds=None,
         interrupt_before=_within(parent.options.interrupt_before, item.place),

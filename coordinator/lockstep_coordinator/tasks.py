@@ -20,7 +20,7 @@ class TaskMaker:
         self._row = row
         self._graph = graph
         self._options = options
-        self.seed = run_seed_of(row.run_id) if options.seed is None else options.seed
+        self._seed = run_seed_of(row.run_id) if options.seed is None else options.seed
         self._context = canonical_bytes(options.context) if options.context is not None else None
 
     def task(
@@ -49,7 +49,7 @@ class TaskMaker:
             queue=node.queue,
             attempt=attempt,
             delivery=delivery,
-            run_seed=self.seed,
+            run_seed=self._seed,
             timeout_seconds=node.timeout_seconds or self._options.default_timeout_seconds,
             max_payload_bytes=self._options.max_payload_bytes,
             state=state,
