@@ -501,6 +501,29 @@ def test_one_of_several_that_fails_lets_the_others_finish(store_url: str) -> Non
         assert Counter(child.status.value for child in run.children()) == {"succeeded": 3, "failed": 1}
 
 
+def test_who_recovers_a_run_recovers_its_subgraphs(one_store: str, wait: Any, abandon: Any) -> None:
+    # given a process that ended while a subgraph was under way
+    entered, let = threading.Event(), threading.Event()
+
+    def find(state: Inner, ctx: Context) -> Inner:
+        entered.set()
+        wait(let)
+        return {"notes": ["found"]}
+
+    worked = Worked(find)
+    with Engine(worked.graph, one_store) as engine:
+        engine.submit({"topic": "bees"}, run_id="run")
+        wait(entered)
+        abandon(engine)
+        let.set()
+
+    # when another one takes over that run alone, then what is below it goes on, too
+    with Engine(worked.graph, one_store) as engine:
+        [run] = engine.recover("run")
+        assert run.result(PATIENCE_SECONDS)["notes"] == ["first", "found", "checked None", "last"]
+        assert worked.calls == {"first": 1, "find": 2, "check": 1, "last": 1}
+
+
 # --- Command.PARENT
 
 
