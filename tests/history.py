@@ -23,6 +23,7 @@ from lockstep.history import items_in_place
 from lockstep.options import decode_options
 from lockstep.ports import Reader
 from lockstep.records import RunRow, StepRow
+from lockstep.subgraphs import begins_with
 from lockstep.wire import ENGINE_EVENTS, decode_outcome
 
 RUNS_PER_READ = 500
@@ -76,8 +77,9 @@ def _step(
 ) -> Step:
     options, program = decode_options(json.loads(row.options)), graph.program
     if step_id == 0:
-        writes = [Write(name, value) for name, value in json.loads(row.input).items()]
-        return begin(program, options.conflict_policy, row.run_id, writes)
+        values, root = begins_with(row)
+        writes = [Write(name, value) for name, value in values.items()]
+        return begin(program, options.conflict_policy, row.run_id, writes, root=root)
     return advance(program, options.conflict_policy, options.max_steps, row.run_id, step_id, state, frontier, finished)
 
 

@@ -23,6 +23,7 @@ from tests.servers import MariaDBServer, PostgresServer, RedisServer
 
 from lockstep import LockstepError, StoreUnavailableError
 from lockstep.cli.load import load_graph
+from lockstep.compiled import by_hash
 from lockstep.core.lifecycle import FINISHED, RunStatus
 from lockstep.store import open_store, schema
 
@@ -44,6 +45,7 @@ ENOUGH_SUSPENDED = 10
 SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("chain", {"steps": 12, "delay_ms": 20.0}),
     ("fan", {"width": 8, "delay_ms": 20.0}),
+    ("nests", {"width": 3, "steps": 3, "delay_ms": 20.0}),  # Its children are not counted as runs.
     ("chain", {"steps": 4, "seen": list(range(2000))}),  # A state that travels beside its tasks.
 ]
 MUST_BE_EMPTY = ("lost", "failed", "another hash", "defects")
@@ -270,7 +272,7 @@ class Storm:
             time.sleep(0.1)
         rows = self._rows()
         expected = {str(shape): embedded_hash(*shape) for shape in SHAPES}
-        graphs = {graph.hash: graph for graph in (load_graph(f"{FLOWS}:{name}").compile() for name in ("chain", "fan"))}
+        graphs = by_hash(load_graph(f"{FLOWS}:{name}").compile() for name in ("chain", "fan", "nests"))
         return {
             "faults": dict(sorted(self.faults.items())),
             "runs": len(rows),
@@ -310,7 +312,7 @@ class Storm:
         rows: list[Any] = []
         while page := self.cluster.client.reader.find_runs(after=rows[-1].run_id if rows else None, limit=500):
             rows += page
-        return rows
+        return [row for row in rows if row.parent_run_id is None]
 
 
 def is_violated(report: dict[str, Any]) -> bool:
