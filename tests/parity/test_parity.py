@@ -1,16 +1,18 @@
 """What graphs that come from LangGraph rely on, as behaviours of ours; docs/migrating-from-langgraph.md has the differences.
 
-Cases whose result depends on the order of merging run in both orderings, and say what each gives.
+Each runs embedded, and over a coordinator and a worker. Cases whose result depends on the order of merging run in both
+orderings, and say what each gives.
 """
 
 from __future__ import annotations
 
+import asyncio
 import operator
-from collections import Counter
 from typing import Annotated, Any, Literal, TypedDict
 
 import pydantic
 import pytest
+from tests.parity.conftest import PATIENCE_SECONDS, Serve, Tally
 
 from lockstep import (
     END,
@@ -20,7 +22,6 @@ from lockstep import (
     ConflictError,
     ConflictPolicy,
     Context,
-    Engine,
     Graph,
     MaxStepsExceededError,
     NodeFailedError,
@@ -51,15 +52,15 @@ def lists(*docs: str) -> Any:
     return lambda state: {"docs": list(docs)}
 
 
-def run(graph: Graph, value: dict[str, Any] | None = None) -> dict[str, Any]:
-    with Engine(graph) as engine:
+def run(serve: Serve, graph: Graph, value: dict[str, Any] | None = None) -> dict[str, Any]:
+    with serve(graph) as engine:
         return engine.invoke(value or {})
 
 
 # A. Build, state, reducers
 
 
-def test_1_wrong_graphs_are_refused_where_they_are_built() -> None:
+def test_1_wrong_graphs_are_refused_where_they_are_built(serve: Serve) -> None:
     with pytest.raises(ConfigurationError, match="no node 'gone'"):
         Graph(Text).add_node("a", says("a")).add_edge("gone", "a")
     with pytest.raises(ConfigurationError, match="must take two arguments"):
@@ -73,31 +74,31 @@ def test_1_wrong_graphs_are_refused_where_they_are_built() -> None:
     for name in ("b", "c"):
         graph.add_node(name, lambda state: {"plain": "x"}).add_edge("a", name)
     with pytest.raises(ConflictError, match="'plain'"):
-        run(graph.add_edge(START, "a"))
+        run(serve, graph.add_edge(START, "a"))
 
 
-def test_3_a_node_returns_commands_and_dicts_in_a_list() -> None:
+def test_3_a_node_returns_commands_and_dicts_in_a_list(serve: Serve) -> None:
     graph = Graph(Text).add_node("node", lambda state: [Command(update={"text": "a"}), {"text": "b"}]).add_edge(START, "node")
-    assert run(graph)["text"] == "ab"
+    assert run(serve, graph)["text"] == "ab"
 
 
-def test_5_a_conflict_names_the_field_and_the_writers() -> None:
+def test_5_a_conflict_names_the_field_and_the_writers(serve: Serve) -> None:
     graph = Graph(Text)
     for name in ("a", "b"):
         graph.add_node(name, lambda state: {"plain": "x"}).add_edge(START, name)
     with pytest.raises(ConflictError) as caught:
-        run(graph)
+        run(serve, graph)
     assert (caught.value.field, caught.value.writers) == ("plain", ["a", "b"])
 
 
-def test_7_two_overwrites_of_a_field_are_a_conflict_and_one_is_not() -> None:
+def test_7_two_overwrites_of_a_field_are_a_conflict_and_one_is_not(serve: Serve) -> None:
     graph = Graph(Text)
     for name in ("a", "b"):
         graph.add_node(name, lambda state: {"text": Overwrite("x")}).add_edge(START, name)
     with pytest.raises(ConflictError, match="Overwrite"):
-        run(graph)
+        run(serve, graph)
     one = Graph(Text).add_node("a", says("lost")).add_node("b", lambda state: {"text": Overwrite("x")})
-    assert run(one.add_edge(START, "a").add_edge(START, "b"), {"text": "before"})["text"] == "x"
+    assert run(serve, one.add_edge(START, "a").add_edge(START, "b"), {"text": "before"})["text"] == "x"
 
 
 class Checked(pydantic.BaseModel):
@@ -110,73 +111,73 @@ class Checked(pydantic.BaseModel):
         return value.lower()
 
 
-def test_9_a_pydantic_state_is_validated_and_nodes_get_it() -> None:
+def test_9_a_pydantic_state_is_validated_and_nodes_get_it(serve: Serve) -> None:
     def node(state: Checked) -> dict[str, Any]:
         assert isinstance(state, Checked) and state.name == "anna"
         return {"seen": True}
 
     graph = Graph(Checked).add_node(node).add_edge(START, "node")
-    assert run(graph, {"name": "ANNA"})["seen"] is True
+    assert run(serve, graph, {"name": "ANNA"})["seen"] is True
     with pytest.raises(StateError, match="at least 2 characters"):
-        run(graph, {"name": "a"})
+        run(serve, graph, {"name": "a"})
 
 
-def test_11_nodes_get_the_context_of_the_run() -> None:
+def test_11_nodes_get_the_context_of_the_run(serve: Serve) -> None:
     def node(state: Text, ctx: Context) -> Text:
         return {"text": ctx.context["key"]}
 
-    with Engine(Graph(Text).add_node(node).add_edge(START, "node")) as engine:
-        assert engine.submit({}, context={"key": "value"}).result()["text"] == "value"
+    with serve(Graph(Text).add_node(node).add_edge(START, "node")) as engine:
+        assert engine.submit({}, context={"key": "value"}).result(PATIENCE_SECONDS)["text"] == "value"
 
 
 # B. Parallelism, joins, loops
 
 
-def test_13_a_barrier_waits_for_branches_of_different_depth() -> None:
+def test_13_a_barrier_waits_for_branches_of_different_depth(serve: Serve) -> None:
     graph = Graph(Text).add_node("query", lists("q")).add_node("deep", lists("d")).add_node("deeper", lists("dd"))
     graph.add_node("flat", lists("f")).add_node("join", lists("j"))
     graph.add_edge(START, "query").add_edge("query", "deep").add_edge("deep", "deeper").add_edge("query", "flat")
     graph.add_edge(["deeper", "flat"], "join")
-    assert run(graph)["docs"] == ["q", "d", "f", "dd", "j"]
-    with Engine(graph, options=Options(interrupt_after=("flat",))) as engine:
+    assert run(serve, graph)["docs"] == ["q", "d", "f", "dd", "j"]
+    with serve(graph, options=Options(interrupt_after=("flat",))) as engine:
         waiting = engine.submit({})
         with pytest.raises(RunInterruptedError):
-            waiting.result()
+            waiting.result(PATIENCE_SECONDS)
         assert waiting.state()["docs"] == ["q", "d", "f"]
         waiting.resume()
-        assert waiting.result()["docs"] == ["q", "d", "f", "dd", "j"]
+        assert waiting.result(PATIENCE_SECONDS)["docs"] == ["q", "d", "f", "dd", "j"]
 
 
-def test_15_a_barrier_in_a_loop_is_armed_again() -> None:
+def test_15_a_barrier_in_a_loop_is_armed_again(serve: Serve) -> None:
     graph = Graph(Text).add_node("begin", lists("b")).add_node("one", lists("1")).add_node("two", lists("2"))
     graph.add_node("join", lists("j")).add_edge(START, "begin").add_edge("begin", "one").add_edge("begin", "two")
     graph.add_edge(["one", "two"], "join")
     graph.add_conditional_edges("join", lambda state: END if state["docs"].count("j") == 2 else "begin", ["begin", END])
-    assert run(graph)["docs"] == ["b", "1", "2", "j"] * 2
+    assert run(serve, graph)["docs"] == ["b", "1", "2", "j"] * 2
 
 
-def test_17_a_barrier_over_a_node_and_its_descendant_fires_once() -> None:
+def test_17_a_barrier_over_a_node_and_its_descendant_fires_once(serve: Serve) -> None:
     graph = Graph(Text).add_node("up", lists("up")).add_node("side", lists("side")).add_node("down", lists("down"))
     graph.add_edge(START, "up").add_edge("up", "side").add_edge(["up", "side"], "down")
-    assert run(graph)["docs"] == ["up", "side", "down"]
+    assert run(serve, graph)["docs"] == ["up", "side", "down"]
 
 
 # C. Send and Command
 
 
 @pytest.mark.parametrize("ordering", ORDERINGS)
-def test_19_results_of_a_map_come_in_the_order_of_the_list(ordering: Ordering) -> None:
+def test_19_results_of_a_map_come_in_the_order_of_the_list(serve: Serve, ordering: Ordering) -> None:
     def weather(sent: dict[str, Any]) -> dict[str, Any]:
         return {"docs": [f"{sent['sky']} {sent['place']}"]}  # `sky` and `place` are no fields of the state.
 
     places = [("sf", "cloudy"), ("nyc", "sunny")]
     graph = Graph(Text, ordering=ordering).add_node(weather)
     graph.add_conditional_edges(START, lambda state: [Send("weather", {"place": p, "sky": s}) for p, s in places], ["weather"])
-    assert run(graph)["docs"] == ["cloudy sf", "sunny nyc"]
+    assert run(serve, graph)["docs"] == ["cloudy sf", "sunny nyc"]
 
 
 @pytest.mark.parametrize("ordering", ORDERINGS)
-def test_21_sends_may_send_again(ordering: Ordering) -> None:
+def test_21_sends_may_send_again(serve: Serve, ordering: Ordering) -> None:
     def one(state: Text) -> Any:
         return Command(update={"docs": ["1"]}, goto=[Send("two", n) for n in (3, 4)])
 
@@ -187,100 +188,96 @@ def test_21_sends_may_send_again(ordering: Ordering) -> None:
         return {"docs": [f"3|{name}"]}
 
     graph = Graph(Text, ordering=ordering).add_node(one).add_node(two).add_node(three).add_edge(START, "one")
-    assert run(graph)["docs"] == ["1", "2|3", "2|4", "3|3.0", "3|3.1", "3|4.0", "3|4.1"]
+    assert run(serve, graph)["docs"] == ["1", "2|3", "2|4", "3|3.0", "3|3.1", "3|4.0", "3|4.1"]
 
 
-def test_23_what_several_sends_lead_to_runs_once() -> None:
+def test_23_what_several_sends_lead_to_runs_once(serve: Serve) -> None:
     graph = Graph(Text).add_node("zero", lists("0")).add_node("two", lambda sent: {"docs": ["2"]}).add_node("three", lists("3"))
     graph.add_edge(START, "zero").add_conditional_edges("zero", lambda state: [Send("two", n) for n in (1, 2)], ["two"])
     graph.add_conditional_edges("two", lambda state: "three", ["three"])
-    assert run(graph)["docs"] == ["0", "2", "2", "3"]
+    assert run(serve, graph)["docs"] == ["0", "2", "2", "3"]
 
 
-def test_a_goto_to_nowhere_is_an_error_and_no_silent_end() -> None:
+def test_a_goto_to_nowhere_is_an_error_and_no_silent_end(serve: Serve) -> None:
     graph = Graph(Text).add_node("node", lambda state: Command(goto="nowhere")).add_edge(START, "node")
     with pytest.raises(Exception, match="'nowhere', which is no node"):
-        run(graph)
+        run(serve, graph)
 
 
 @pytest.mark.parametrize(("ordering", "docs"), [("edge", ["zz", "a2", "B", "a10"]), ("langgraph", ["B", "a10", "a2", "zz"])])
-def test_parallel_nodes_merge_in_the_order_that_was_chosen(ordering: Ordering, docs: list[str]) -> None:
+def test_parallel_nodes_merge_in_the_order_that_was_chosen(serve: Serve, ordering: Ordering, docs: list[str]) -> None:
     graph = Graph(Text, ordering=ordering)
     for name in ("zz", "a2", "B", "a10"):
         graph.add_node(name, lists(name)).add_edge(START, name)
-    assert run(graph)["docs"] == docs
+    assert run(serve, graph)["docs"] == docs
 
 
 # D. Interrupts and resume
 
 
-def test_27_two_questions_of_a_node_are_answered_one_by_one() -> None:
+def test_27_two_questions_of_a_node_are_answered_one_by_one(serve: Serve) -> None:
     def node(state: Text) -> Text:
         return {"text": f"{interrupt('one')} {interrupt('two')}"}
 
-    with Engine(Graph(Text).add_node(node).add_edge(START, "node")) as engine:
+    with serve(Graph(Text).add_node(node).add_edge(START, "node")) as engine:
         waiting = engine.submit({})
         for question, answer in (("one", "a"), ("two", {"b": 1})):
             with pytest.raises(RunInterruptedError):
-                waiting.result()
+                waiting.result(PATIENCE_SECONDS)
             # 29: nothing of the node is committed until it returns
             assert waiting.state()["text"] == ""
             [asked] = waiting.interrupts()
             assert asked.value == question
             waiting.resume({asked.id: answer})
-        assert waiting.result()["text"] == "a {'b': 1}"
+        assert waiting.result(PATIENCE_SECONDS)["text"] == "a {'b': 1}"
 
 
-def test_31_an_answer_to_several_questions_needs_their_ids() -> None:
+def test_31_an_answer_to_several_questions_needs_their_ids(serve: Serve) -> None:
     graph = Graph(Text)
     for name in ("a", "b"):
         graph.add_node(name, lambda state, ctx: {"docs": [interrupt(ctx.node_id)]}).add_edge(START, name)
-    with Engine(graph) as engine:
+    with serve(graph) as engine:
         waiting = engine.submit({})
         with pytest.raises(RunInterruptedError):
-            waiting.result()
+            waiting.result(PATIENCE_SECONDS)
         with pytest.raises(ConfigurationError, match="by id"):
             waiting.resume("bare")
         # also None is an answer
         waiting.resume({asked.id: None if asked.node_id == "a" else "B" for asked in waiting.interrupts()})
-        assert waiting.result()["docs"] == [None, "B"]
+        assert waiting.result(PATIENCE_SECONDS)["docs"] == [None, "B"]
 
 
 @pytest.mark.parametrize("ordering", ORDERINGS)
-def test_33_what_finished_beside_a_question_is_kept(ordering: Ordering) -> None:
-    calls: Counter[str] = Counter()
-
+def test_33_what_finished_beside_a_question_is_kept(serve: Serve, tally: Tally, ordering: Ordering) -> None:
     def asks(state: Text) -> Text:
-        calls["asks"] += 1
+        tally.add("asks")
         return {"docs": [interrupt("?")]}
 
     def sent(number: int) -> Text:
-        calls["sent"] += 1
+        tally.add("sent")
         return {"docs": ["sent"]}
 
     graph = Graph(Text, ordering=ordering).add_node(sent).add_node(asks)
     graph.add_conditional_edges(START, lambda state: [Send("sent", 1), "asks"], ["sent", "asks"])
-    with Engine(graph) as engine:
+    with serve(graph) as engine:
         waiting = engine.submit({})
         with pytest.raises(RunInterruptedError):
-            waiting.result()
+            waiting.result(PATIENCE_SECONDS)
         waiting.resume("answered")
         # nodes on the state come before Sends there, and in the order of the router's list here
         docs = {"edge": ["sent", "answered"], "langgraph": ["answered", "sent"]}[ordering]
-        assert waiting.result()["docs"] == docs
-    assert calls == {"asks": 2, "sent": 1}
+        assert waiting.result(PATIENCE_SECONDS)["docs"] == docs
+    assert tally.counts() == {"asks": 2, "sent": 1}
 
 
 # E. Failure, retry, limits
 
 
 @pytest.mark.parametrize("ordering", ORDERINGS)
-def test_35_a_breakpoint_in_a_subgraph_beside_a_finished_node(ordering: Ordering) -> None:
-    ran: Counter[str] = Counter()
-
+def test_35_a_breakpoint_in_a_subgraph_beside_a_finished_node(serve: Serve, tally: Tally, ordering: Ordering) -> None:
     def says_once(name: str, text: str) -> Any:
         def say(state: Text) -> dict[str, Any]:
-            ran[name] += 1
+            tally.add(name)
             return {"text": text}
 
         return say
@@ -294,37 +291,35 @@ def test_35_a_breakpoint_in_a_subgraph_beside_a_finished_node(ordering: Ordering
     )
     graph.add_edge(START, "inner").add_edge(START, "outer_1").add_edge(["inner", "outer_1"], "outer_2")
 
-    with Engine(graph, options=Options(interrupt_before=("inner/inner_2",))) as engine:
+    with serve(graph, options=Options(interrupt_before=("inner/inner_2",))) as engine:
         run = engine.submit({"text": ""})
         with pytest.raises(RunInterruptedError):
-            run.result()
-        assert ran == {"inner_1": 1, "outer_1": 1}
+            run.result(PATIENCE_SECONDS)
+        assert tally.counts() == {"inner_1": 1, "outer_1": 1}
         run.resume()
-        assert run.result()["text"] == "got here and there and parallel and back again"
-        assert set(ran.values()) == {1}
+        assert run.result(PATIENCE_SECONDS)["text"] == "got here and there and parallel and back again"
+        assert set(tally.counts().values()) == {1}
 
 
-def test_37_attempts_are_numbered() -> None:
-    attempts: list[int] = []
-
+def test_37_attempts_are_numbered(serve: Serve, tally: Tally) -> None:
     def node(state: Text, ctx: Context) -> Text:
-        attempts.append(ctx.attempt)
+        tally.add(str(ctx.attempt))
         if ctx.attempt < 3:
             raise ConnectionError("again")
         return {"text": "done"}
 
     retry = RetryPolicy(max_attempts=3, initial_seconds=0.01)
-    assert run(Graph(Text).add_node("node", node, retry=retry).add_edge(START, "node"))["text"] == "done"
-    assert attempts == [1, 2, 3]
+    assert run(serve, Graph(Text).add_node("node", node, retry=retry).add_edge(START, "node"))["text"] == "done"
+    assert list(tally.counts()) == ["1", "2", "3"]
 
 
-def test_39_a_failed_turn_of_a_thread_does_not_end_the_thread() -> None:
+def test_39_a_failed_turn_of_a_thread_does_not_end_the_thread(serve: Serve) -> None:
     def node(state: Text) -> Text:
         if state["plain"] == "bad":
             raise ValueError("bad")
         return {"docs": [state["plain"]]}
 
-    with Engine(Graph(Text).add_node(node).add_edge(START, "node")) as engine:
+    with serve(Graph(Text).add_node(node).add_edge(START, "node")) as engine:
         with pytest.raises(NodeFailedError):
             engine.invoke({"plain": "bad"}, thread_id="t")
         assert engine.invoke({"plain": "good"}, thread_id="t")["docs"] == ["good"]
@@ -333,42 +328,40 @@ def test_39_a_failed_turn_of_a_thread_does_not_end_the_thread() -> None:
         assert engine.invoke({"plain": "anew"}, thread_id="t")["docs"] == ["anew"]
 
 
-def test_41_a_handler_that_raises_fails_the_run_and_a_retry_begins_with_the_node() -> None:
-    calls: Counter[str] = Counter()
-
+def test_41_a_handler_that_raises_fails_the_run_and_a_retry_begins_with_the_node(serve: Serve, tally: Tally) -> None:
     def node(state: Text) -> Text:
-        calls["node"] += 1
+        tally.add("node")
         raise ValueError("no")
 
     def handler(state: Text, ctx: Context) -> Text:
-        calls["handler"] += 1
-        if calls["handler"] == 1:
+        tally.add("handler")
+        if tally.counts()["handler"] == 1:
             raise RuntimeError("the handler crashes")
         return {"text": f"handled {type(ctx.error).__name__}"}
 
     graph = Graph(Text).add_node("node", node, error_handler=handler).add_edge(START, "node")
-    with Engine(graph) as engine:
+    with serve(graph) as engine:
         failing = engine.submit({})
         with pytest.raises(NodeFailedError, match="the handler crashes"):
-            failing.result()
+            failing.result(PATIENCE_SECONDS)
         failing.retry()
-        assert failing.result()["text"] == "handled NodeFailedError"
-    assert calls == {"node": 2, "handler": 2}
+        assert failing.result(PATIENCE_SECONDS)["text"] == "handled NodeFailedError"
+    assert tally.counts() == {"node": 2, "handler": 2}
 
 
-def test_a_conflict_does_not_wedge_its_run() -> None:
+def test_a_conflict_does_not_wedge_its_run(serve: Serve) -> None:
     graph = Graph(Text)
     for name in ("a", "b"):
         graph.add_node(name, lambda state, ctx: {"plain": ctx.node_id}).add_edge(START, name)
-    with Engine(graph) as engine:
+    with serve(graph) as engine:
         conflicting = engine.submit({})
         with pytest.raises(ConflictError):
-            conflicting.result()
+            conflicting.result(PATIENCE_SECONDS)
         conflicting.retry(Options(conflict_policy=ConflictPolicy.LAST_WRITER_WINS))
-        assert conflicting.result()["plain"] == "b"
+        assert conflicting.result(PATIENCE_SECONDS)["plain"] == "b"
 
 
-def test_a_node_that_changes_its_state_in_place_changes_nothing() -> None:
+def test_a_node_that_changes_its_state_in_place_changes_nothing(serve: Serve) -> None:
     def changes(state: Text) -> None:
         state["docs"].append("changed")
 
@@ -376,32 +369,42 @@ def test_a_node_that_changes_its_state_in_place_changes_nothing() -> None:
         return {"docs": [f"{len(state['docs'])} before"]}
 
     graph = Graph(Text).add_node(changes).add_node(sees).add_edge(START, "changes").add_edge(START, "sees")
-    assert run(graph, {"docs": ["one"]})["docs"] == ["one", "1 before"]
+    assert run(serve, graph, {"docs": ["one"]})["docs"] == ["one", "1 before"]
 
 
-def test_a_router_that_fails_fails_its_node_and_is_asked_again() -> None:
-    broken = [True]
-
+def test_a_router_that_fails_fails_its_node_and_is_asked_again(serve: Serve, tally: Tally) -> None:
     def route(state: Text) -> str:
-        if broken[0]:
+        tally.add("asked")
+        if tally.counts()["asked"] == 1:
             raise RuntimeError("in the router")
         return "b"
 
     graph = Graph(Text).add_node("a", lists("a")).add_node("b", lists("b")).add_edge(START, "a")
     graph.add_conditional_edges("a", route, ["b"])
-    with Engine(graph) as engine:
+    with serve(graph) as engine:
         failing = engine.submit({})
         with pytest.raises(NodeFailedError, match="in the router"):
-            failing.result()
-        broken[0] = False
+            failing.result(PATIENCE_SECONDS)
         failing.retry()
-        assert failing.result()["docs"] == ["a", "b"]
+        assert failing.result(PATIENCE_SECONDS)["docs"] == ["a", "b"]
 
 
-def test_45_the_bound_on_steps_is_exact() -> None:
+def test_43_a_timeout_is_a_failure_that_is_tried_again(serve: Serve, tally: Tally) -> None:
+    async def node(state: Text, ctx: Context) -> Text:
+        tally.add(str(ctx.attempt))
+        await asyncio.sleep(0 if ctx.attempt == 2 else PATIENCE_SECONDS)
+        return {"text": "done"}
+
+    retry = RetryPolicy(max_attempts=2, initial_seconds=0.01, retry_on=("NodeTimeoutError",))
+    graph = Graph(Text).add_node("node", node, retry=retry, timeout_seconds=0.3).add_edge(START, "node")
+    assert run(serve, graph)["text"] == "done"
+    assert list(tally.counts()) == ["1", "2"]
+
+
+def test_45_the_bound_on_steps_is_exact(serve: Serve) -> None:
     nodes: list[Any] = [(f"n{number}", says(str(number))) for number in range(5)]
     graph = Graph(Text).add_sequence(nodes).add_edge(START, "n0")
-    with Engine(graph) as engine:
+    with serve(graph) as engine:
         assert engine.invoke({}, options=Options(max_steps=5))["text"] == "01234"
         with pytest.raises(MaxStepsExceededError):
             engine.invoke({}, options=Options(max_steps=4))
@@ -410,14 +413,14 @@ def test_45_the_bound_on_steps_is_exact() -> None:
 # F. History and forks
 
 
-def test_47_a_fork_does_not_mix_in_what_its_origin_did() -> None:
+def test_47_a_fork_does_not_mix_in_what_its_origin_did(serve: Serve) -> None:
     class Sum(TypedDict, total=False):
         value: Annotated[int, operator.add]
 
     graph = Graph(Sum).add_node("a", lambda state: {"value": 10}).add_node("b", lambda state: {"value": 100})
     graph.add_edge(START, "a").add_edge("a", "b")
-    with Engine(graph) as engine:
+    with serve(graph) as engine:
         origin = engine.submit({"value": 1})
-        assert origin.result()["value"] == 111
-        assert origin.fork(0, {"value": 20}, as_node="a").result()["value"] == 121
-        assert origin.result()["value"] == 111
+        assert origin.result(PATIENCE_SECONDS)["value"] == 111
+        assert origin.fork(0, {"value": 20}, as_node="a").result(PATIENCE_SECONDS)["value"] == 121
+        assert origin.result(PATIENCE_SECONDS)["value"] == 111
