@@ -12,6 +12,8 @@ from lockstep.core.superstep import Program
 
 NodeFunction = Callable[..., Any]
 Isolation = Literal["none", "process"]
+OpenResources = Callable[[], Any]
+"""Makes a context manager, sync or async, for what the nodes of one process share."""
 
 
 class Router(msgspec.Struct, frozen=True):
@@ -74,7 +76,7 @@ class CompiledGraph(msgspec.Struct, frozen=True):
     """A validated graph: the core's program, the functions, and the hash that runs are pinned to.
 
     `migrations` are by the hash of the version that runs come from; `parent` is the program of the graph of which this is a
-    subgraph.
+    subgraph. `resources` opens what `ctx.resources` gives to nodes.
     """
 
     name: str
@@ -84,6 +86,7 @@ class CompiledGraph(msgspec.Struct, frozen=True):
     nodes: dict[str, NodeSpec]
     migrations: dict[str, Migration] = {}
     parent: Program | None = None
+    resources: OpenResources | None = None
 
 
 def by_hash(graphs: Iterable[CompiledGraph]) -> dict[str, CompiledGraph]:

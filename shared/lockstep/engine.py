@@ -220,4 +220,6 @@ class Engine:
 
 def _encoded_input(graph: CompiledGraph, input: Any, options: Options) -> bytes:
     """The input's canonical bytes. Raises StateError, naming the field."""
-    return encoded_input(graph.program.schema.dumped(values_of(input, "the input")), options)
+    values, schema = values_of(input, "the input"), graph.program.schema
+    schema.check_input(values)
+    return encoded_input(schema.dumped(values), options)

@@ -13,7 +13,17 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, overload
 
 import msgspec
 
-from lockstep.compiled import CompiledGraph, Handler, Isolation, Migration, NodeFunction, NodeSpec, Router, Subgraph
+from lockstep.compiled import (
+    CompiledGraph,
+    Handler,
+    Isolation,
+    Migration,
+    NodeFunction,
+    NodeSpec,
+    OpenResources,
+    Router,
+    Subgraph,
+)
 from lockstep.core.canonical import canonical_bytes
 from lockstep.core.merge import Reducer
 from lockstep.core.ordering import END, ORDERINGS, START, Ordering
@@ -64,6 +74,10 @@ class Graph:
     f(current, update). `reducer` replaces the field reducers by one f(state, delta) for the whole. `merges` gives fields a join
     for ConflictPolicy.MERGE. `ordering` is "edge" (declaration order), "hash" or "langgraph". `version` is part of the graph's
     hash: change it when nodes change their meaning.
+
+    `input_schema` and `output_schema` are states with some of the fields: those that an input may have, and those that
+    `result()` has. `resources` is called once in each worker's process, and makes a context manager, sync or async (then for
+    async nodes); what that gives is `ctx.resources`.
     """
 
     def __init__(
@@ -75,6 +89,9 @@ class Graph:
         reducer: Reducer | None = None,
         merges: Mapping[str, Reducer] | None = None,
         version: str = "",
+        input_schema: type | None = None,
+        output_schema: type | None = None,
+        resources: OpenResources | None = None,
     ) -> None:
         if ordering not in ORDERINGS:
             raise ConfigurationError(f"ordering={ordering!r} is not one of {', '.join(ORDERINGS)}", option="ordering")
@@ -82,7 +99,8 @@ class Graph:
         self.state = state
         self._ordering: Ordering = ordering
         self._version = version
-        self._schema = schema_of(state, reducer, merges or {})
+        self._schema = schema_of(state, reducer, merges or {}, inputs=input_schema, outputs=output_schema)
+        self._resources = resources
         self._nodes: dict[str, dict[str, Any]] = {}
         self._edges: dict[str, list[Edge]] = {START: []}
         self._routers: dict[str, list[Router]] = {START: []}
@@ -308,8 +326,11 @@ class Graph:
             self._compiled = self._compile(self.name, None, ())
         return self._compiled
 
-    def _compile(self, name: str, parent: Program | None, above: tuple[Graph, ...]) -> CompiledGraph:
-        """The graph under this name, as a subgraph of those `above`."""
+    def _compile(
+        self, name: str, parent: Program | None, above: tuple[Graph, ...], resources: OpenResources | None = None
+    ) -> CompiledGraph:
+        """The graph under this name, as a subgraph of those `above`, with their resources if it has none of its own."""
+        resources = self._resources or resources
         if self in above:
             raise ConfigurationError(f"graph {self.name!r} is a subgraph of itself", option="node")
         self._check_targets()
@@ -318,7 +339,7 @@ class Graph:
         program = Program(topology, self._schema)
         subgraphs = {
             node: Subgraph(
-                options["nested"].graph._compile(f"{name}/{node}", program, (*above, self)),
+                options["nested"].graph._compile(f"{name}/{node}", program, (*above, self), resources),
                 self._mapping(node, options["nested"], "input"),
                 self._mapping(node, options["nested"], "output"),
             )
@@ -334,6 +355,7 @@ class Graph:
             {START: self._start(), **nodes},
             dict(self._migrations),
             parent,
+            resources,
         )
 
     def _mapping(self, node: str, nested: Nested, what: Literal["input", "output"]) -> Mapping[str, str] | NodeFunction:
@@ -341,9 +363,9 @@ class Graph:
         given = nested.input if what == "input" else nested.output
         theirs, ours = nested.graph._schema.fields, self._schema.fields
         if given is None and what == "input":
-            return {name: name for name in theirs}  # A Send may carry what is no field here.
+            return {name: name for name in nested.graph._schema.inputs or theirs}  # A Send may carry what is no field here.
         if given is None:
-            shared = {name: name for name in theirs if name in ours}
+            shared = {name: name for name in nested.graph._schema.outputs or theirs if name in ours}
             if not shared:
                 raise ConfigurationError(
                     f"node {node!r}: graphs {self.name!r} and {nested.graph.name!r} share no field; give {what}=", option=what

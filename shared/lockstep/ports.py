@@ -392,6 +392,14 @@ class Context(Protocol):
         """What was submitted as the run's `context`, as JSON has it; a copy. None: nothing."""
 
     @property
+    def resources(self) -> Any:
+        """What the graph's `resources` has opened in this process: clients, pools, models.
+
+        Raises ConfigurationError where there is nothing: for a graph without, for sync nodes if it is async, and for nodes in
+        processes of their own.
+        """
+
+    @property
     def logger(self) -> Any:
         """A structlog logger that knows run, step, node and attempt."""
 

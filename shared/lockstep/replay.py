@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -25,14 +25,15 @@ from lockstep.interrupts import Question
 from lockstep.options import decode_options
 from lockstep.ports import Reader
 from lockstep.recording import decode_calls, differences, shown
-from lockstep.records import JournalRow, RunRow, StepRow
+from lockstep.records import JournalRow, RunRow, StepRow, Task
 from lockstep.subgraphs import begins_with, children_of
 from lockstep.wire import calls_of, decode_meta, decode_outcome
 from lockstep_coordinator.questions import Questions
 from lockstep_coordinator.tasks import TaskMaker
 from lockstep_worker.context import NodeContext
-from lockstep_worker.execute import execute, failure_of, timeout_of
+from lockstep_worker.execute import Isolated, execute, failure_of, timeout_of
 from lockstep_worker.isolation import Children, Loan, NodeRaised
+from lockstep_worker.resources import LoopResources, Resources, is_async_manager
 
 COMPARED = {"routes": "routes", "writes": "delta", "events": "events"}
 """The parts of an outcome that must be the same, and what a mismatch calls them."""
@@ -75,12 +76,31 @@ class Replay:
         self._options = decode_options(json.loads(row.options))
         self._tasks = TaskMaker(row, graph, self._options)
         self._children = Children()
+        self._resources = Resources()
         self._nodes = 0
         self._calls = 0
 
     def close(self) -> None:
-        """End the processes of isolated nodes."""
+        """End the processes of isolated nodes, and close what nodes share."""
         self._children.close()
+        self._resources.close()
+
+    def _opens_for(self, task: Task) -> Callable[[], Any] | None:
+        opens = self._graph.resources
+        if opens is None or is_async_manager(opens):
+            return None
+        return lambda: self._resources.get(opens)
+
+    async def _executed(self, task: Task, context: NodeContext, isolated: Isolated) -> bytes:
+        """The outcome of a node. What async nodes share is opened for each: each runs on a loop of its own."""
+        opens, resources = self._graph.resources, LoopResources()
+        try:
+            if opens is not None and is_async_manager(opens) and self._graph.nodes[task.place].is_async:
+                opened = await resources.get(opens)
+                context.open_resources = lambda: opened
+            return await execute(self._graph, task, context, isolated)
+        finally:
+            await resources.close()
 
     def report(self) -> ReplayReport:
         """Replay it all. Raises ReplayMismatchError."""
@@ -168,14 +188,14 @@ class Replay:
             answers=asked.answers_of(item.path),
             recorded=(*before, _encoded(done.payload)) if calls or before else (),
         )
-        context = NodeContext(task, replays=True)
+        context = NodeContext(task, replays=True, open_resources=self._opens_for(task))
 
         loans: list[Loan] = []
 
         def isolated(spec: NodeSpec, argument: Any) -> Any:
             return self._children.call(spec, argument, context, loans.append)
 
-        outcome = _within(lambda: execute(self._graph, task, context, isolated), task.timeout_seconds)
+        outcome = _within(lambda: self._executed(task, context, isolated), task.timeout_seconds)
         if outcome is None:
             outcome = timeout_of(task)
             for loan in loans:

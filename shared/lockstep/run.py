@@ -83,7 +83,7 @@ class Run:
         return {**located, **error.to_record()}
 
     def result(self, timeout_seconds: float | None = None) -> dict[str, Any]:
-        """The final state, once the run has succeeded; waits for its end.
+        """The final state, once the run has succeeded; waits for its end. Where the graph is loaded, its `output_schema`.
 
         Raises what failed the run: NodeFailedError, with the node's exception as its `__cause__` where that was raised in this
         process, or another LockstepError; RunCancelledError, RunInterruptedError; BudgetExceededError for one that is paused;
@@ -140,7 +140,9 @@ class Run:
 
     def _result_of(self, row: RunRow) -> dict[str, Any]:
         if row.status is RunStatus.SUCCEEDED:
-            return self.typed(row, read_state(self.backend.reader, self.run_id, row.step_id))
+            schema = self.backend.schema_of(row)
+            state = read_state(self.backend.reader, self.run_id, row.step_id)
+            return typed(schema, state if schema is None else schema.result(state))
         if row.status is RunStatus.PAUSED:
             spent, bound = as_text(self.costs().cost_usd), decode_options(json.loads(row.options)).max_cost_usd
             text = f"run {self.run_id} is paused: it has spent {spent} USD, and max_cost_usd is {bound}; go on with resume()"

@@ -55,14 +55,33 @@ _CODEC_TYPES = (
 )
 
 
-def schema_of(state: type, reducer: Reducer | None, merges: Mapping[str, Reducer]) -> Schema:
+def schema_of(
+    state: type,
+    reducer: Reducer | None,
+    merges: Mapping[str, Reducer],
+    *,
+    inputs: type | None = None,
+    outputs: type | None = None,
+) -> Schema:
     """The schema of a state's class. Raises ConfigurationError, naming the field, for what cannot be stored."""
     hints = _hints_of(state)
     defaults = defaults_of(state)
     fields = {name: _field(name, hints[name], defaults, merges.get(name)) for name in fields_of(state)}
     for name in merges.keys() - fields.keys():
         raise ConfigurationError(f"merges names {name!r}, which is no field of {state.__name__}", option="merges")
-    return Schema(fields, reducer, name_of(reducer) if reducer else "")
+    name = name_of(reducer) if reducer else ""
+    return Schema(fields, reducer, name, _part("input_schema", inputs, fields), _part("output_schema", outputs, fields))
+
+
+def _part(option: str, part: type | None, fields: Mapping[str, Field]) -> tuple[str, ...] | None:
+    """The names of the fields of a class that has some of a state's."""
+    if part is None:
+        return None
+    names = tuple(_hints_of(part))
+    for name in names:
+        if name not in fields:
+            raise ConfigurationError(f"{option} has field {name!r}; the state has {', '.join(sorted(fields))}", option=option)
+    return names
 
 
 def name_of(function: Any) -> str:

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
@@ -30,7 +31,7 @@ class TestEngine(Engine):
     """An Engine for tests: in memory unless `store` says otherwise, with a clock that `advance` moves, and faults on request.
 
     `executions` counts how often each node was called, attempts that failed included. Isolated nodes run as they are: they are
-    neither counted nor made to fail.
+    neither counted nor made to fail. Nodes find `resources`, if given, in `ctx.resources`, and the graph's are not opened.
     """
 
     __test__ = False  # It is none itself.
@@ -42,12 +43,14 @@ class TestEngine(Engine):
         store: str = "memory://",
         options: Options | None = None,
         prices: Pricing = PRICES,
+        resources: Any = None,
     ) -> None:
         super().__init__(graph, store, *settings, options=options, prices=prices)
         self.executions: Counter[str] = Counter()
         self._clock = self._moved = MovedClock()
         self._faults: dict[str, deque[BaseException]] = {}
         self._faults_lock = threading.Lock()
+        self._stand_in = nullcontext(resources) if resources is not None else None
         self._by_hash = {graph_hash: self._watched(compiled) for graph_hash, compiled in self._by_hash.items()}
 
     def __enter__(self) -> TestEngine:
@@ -102,7 +105,11 @@ class TestEngine(Engine):
 
     def _watched(self, compiled: CompiledGraph) -> CompiledGraph:
         nodes = {name: self._watched_node(spec) for name, spec in compiled.nodes.items()}
-        return msgspec.structs.replace(compiled, nodes=nodes)
+        opens = compiled.resources if self._stand_in is None else self._shared
+        return msgspec.structs.replace(compiled, nodes=nodes, resources=opens)
+
+    def _shared(self) -> Any:
+        return self._stand_in
 
     def _watched_node(self, spec: NodeSpec) -> NodeSpec:
         if spec.function is None or spec.isolation != "none":

@@ -29,6 +29,7 @@ from lockstep.records import Chunk, Task
 from lockstep.wire import EmittedEvent
 from lockstep_worker.context import NodeContext
 from lockstep_worker.execute import failure_of
+from lockstep_worker.resources import none_for
 
 LOOK_SECONDS = 1.0
 """How often the process looks whether its worker is still there."""
@@ -134,7 +135,8 @@ async def _awaited(awaitable: Any) -> Any:
 def answer(call: Call, send: Callable[[bytes], None]) -> bytes:
     """Make the call; the pickled Returned, Asked or Raised. What the node streams before is sent, pickled too."""
     stream = None if call.replays else lambda chunk: send(pickle.dumps(Streamed(chunk)))
-    context = NodeContext(call.task, replays=call.replays, send=stream)
+    opens = none_for(call.task.node_id, "it has a process of its own, and opens there what it needs")
+    context = NodeContext(call.task, replays=call.replays, send=stream, open_resources=opens)
     try:
         sys.path[:] = call.sys_path
         function = find(call.function)

@@ -21,6 +21,7 @@ from lockstep.recording import Call, decode_calls, encode_calls
 from lockstep.records import Chunk, Task
 from lockstep.wire import ENGINE_EVENTS, EmittedEvent
 from lockstep_worker.recorder import Recorder
+from lockstep_worker.resources import none_for
 
 MAX_CHUNK_BYTES = 16 * 1024
 """What a node may stream at a time: thousands of chunks are kept in memory for readers, for many runs."""
@@ -29,8 +30,16 @@ MAX_CHUNK_BYTES = 16 * 1024
 class NodeContext:
     """The `Context` of one delivery of one work item."""
 
-    def __init__(self, task: Task, *, replays: bool = False, send: Callable[[Chunk], None] | None = None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        *,
+        replays: bool = False,
+        send: Callable[[Chunk], None] | None = None,
+        open_resources: Callable[[], Any] | None = None,
+    ) -> None:
         self.task = task
+        self.open_resources = open_resources or none_for(task.node_id, "its graph has no resources=")
         self.replays = replays
         self._send = send
         self._streamed = 0
@@ -68,6 +77,10 @@ class NodeContext:
     @cached_property
     def context(self) -> Any:
         return json.loads(self.task.context) if self.task.context is not None else None
+
+    @cached_property
+    def resources(self) -> Any:
+        return self.open_resources()
 
     @cached_property
     def logger(self) -> Any:

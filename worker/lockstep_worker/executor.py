@@ -11,7 +11,10 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
+
+import structlog
 
 from lockstep.compiled import CompiledGraph, NodeSpec
 from lockstep.core.records import Failure
@@ -24,8 +27,11 @@ from lockstep.records import Chunk, HandedBack, Task, TaskResult
 from lockstep_worker.context import NodeContext
 from lockstep_worker.execute import Isolated, execute, failure_of, timeout_of, without_loop
 from lockstep_worker.isolation import Children, Loan, NodeRaised
+from lockstep_worker.resources import Resources, is_async_manager, none_for
 from lockstep_worker.threads import DaemonThreads, EventLoop
 from lockstep_worker.watchdog import Watchdog
+
+log = structlog.get_logger()
 
 CLOSE_SECONDS = 1.0
 """How long `close` waits for threads that have nothing left to do."""
@@ -95,6 +101,7 @@ class Executor:
         self._loop: EventLoop | None = None
         self._watchdog: Watchdog | None = None
         self._children = Children()
+        self._resources = Resources()
         self.abandoned = 0
         """Nodes past their time that could not be stopped: in threads, or holding up their loop. Their results are dropped."""
 
@@ -117,9 +124,18 @@ class Executor:
             self._watch(running.deadline)
             self._threads.submit(lambda: self._run_in_thread(graph, running))
 
+    def _give_resources(self, graph: CompiledGraph, running: Running) -> None:
+        """Let a sync node have what its graph's nodes share, when it asks for it."""
+        opens = graph.resources
+        if opens is not None and not is_async_manager(opens):
+            running.context.open_resources = partial(self._resources.get, opens)
+        elif opens is not None:
+            running.context.open_resources = none_for(running.task.node_id, "its graph's are for async nodes, and it is none")
+
     def _run_in_thread(self, graph: CompiledGraph, running: Running) -> bool:
         """Run a task, and then those that wait, as long as this thread may serve: handing them to another would cost more."""
         while True:
+            self._give_resources(graph, running)
             try:
                 outcome = without_loop(execute(graph, running.task, running.context, self._isolated(running)))
             except BaseException as error:  # also SystemExit: a node must not end its slot's thread
@@ -157,6 +173,7 @@ class Executor:
             async with limit:
                 if running.context.cancelled:
                     raise asyncio.CancelledError
+                await self._open_resources(graph, running)
                 outcome = await execute(graph, running.task, running.context, self._isolated(running))
         except BaseException as error:
             running.context.cancelled = True
@@ -164,6 +181,15 @@ class Executor:
         else:
             self._finish(running, outcome=outcome)
         self.pump()
+
+    async def _open_resources(self, graph: CompiledGraph, running: Running) -> None:
+        """Let an async node have what its graph's nodes share; what is opened asynchronously, is so now."""
+        opens, loop = graph.resources, running.loop
+        if opens is None or loop is None or not is_async_manager(opens):
+            self._give_resources(graph, running)
+            return
+        opened = await loop.resources.get(opens)
+        running.context.open_resources = lambda: opened
 
     def _fail(self, running: Running, error: BaseException) -> bool:
         if running.is_unwanted:
@@ -293,3 +319,7 @@ class Executor:
             self._loop.close(CLOSE_SECONDS)
         self._threads.close(CLOSE_SECONDS)
         self._children.close()
+        try:
+            self._resources.close()
+        except Exception as error:  # of the user's; the others are closed all the same
+            log.warning("resources of nodes could not be closed", error=repr(error))

@@ -8,6 +8,12 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import structlog
+
+from lockstep_worker.resources import LoopResources
+
+log = structlog.get_logger()
+
 Work = Callable[[], bool]
 """Something to do; it returns whether its thread may serve again."""
 
@@ -66,6 +72,7 @@ class EventLoop:
     """An event loop in a daemon thread, for async nodes."""
 
     def __init__(self) -> None:
+        self.resources = LoopResources()
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._retired = False
@@ -78,6 +85,10 @@ class EventLoop:
         for task in self._tasks:
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+        try:
+            self._loop.run_until_complete(self.resources.close())
+        except Exception as error:  # of the user's; the others are closed all the same
+            log.warning("resources of async nodes could not be closed", error=repr(error))
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 

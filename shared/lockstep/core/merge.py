@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -56,11 +56,16 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Schema(msgspec.Struct, frozen=True):
-    """The fields of a state by name, and the reducer for the state as a whole where the author gave one."""
+    """The fields of a state by name, and the reducer for the state as a whole where the author gave one.
+
+    `inputs` are those that an input may have, `outputs` those of a result; None: all.
+    """
 
     fields: dict[str, Field]
     whole: Reducer | None = None
     whole_name: str = ""
+    inputs: tuple[str, ...] | None = None
+    outputs: tuple[str, ...] | None = None
 
     def initial(self) -> State:
         """S before the input: declared defaults, and T() for reduced fields."""
@@ -73,6 +78,17 @@ class Schema(msgspec.Struct, frozen=True):
     def dumped(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Typed values as JSON ones. Raises StateError, naming the field, for one that the schema does not have."""
         return {self.field(name).name: self.fields[name].dumped(value) for name, value in values.items()}
+
+    def check_input(self, names: Iterable[str]) -> None:
+        """Raise StateError for a field that is none, or that an input must not have."""
+        for name in names:
+            self.field(name)
+            if self.inputs is not None and name not in self.inputs:
+                raise StateError(f"the input has field {name!r}; it may have {', '.join(self.inputs)}", field=name)
+
+    def result(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a final state, what is its result."""
+        return {name: value for name, value in values.items() if self.outputs is None or name in self.outputs}
 
     def field(self, name: str) -> Field:
         """The field of this name, or StateError with those that there are."""

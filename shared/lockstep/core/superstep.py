@@ -56,6 +56,7 @@ def begin(
     initial = program.schema.initial() if base is None else base
     for name in initial.values:
         program.schema.field(name)
+    program.schema.check_input([write.field for write in writes])
     state = fold(program.schema, policy, initial, [("__input__", writes)])
     return _step(program, run_id, 0, State(), state, (), first_frontier(program.topology, root))
 
