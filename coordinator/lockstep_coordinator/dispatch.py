@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-
-import msgspec
 
 from lockstep.core.records import WorkItem
 from lockstep.errors import BackpressureError, LockstepError
 from lockstep.ports import Broker, Clock
 from lockstep.records import Task
+from lockstep.telemetry.counts import Counts
 from lockstep_coordinator.ready import Lane, lane_of
 from lockstep_coordinator.run import ActiveRun
 
@@ -20,21 +19,6 @@ OFFER_TASKS = 512
 Planned = tuple[ActiveRun, WorkItem, Task]
 
 SetTimer = Callable[[float, Callable[[], None]], None]
-
-
-class Counts(msgspec.Struct):
-    """What a coordinator has counted since it started."""
-
-    backpressure_events: int = 0
-    """Items that found their queue full; each counts once, however long it waits."""
-    quarantined: int = 0
-    """Messages that could not be used."""
-    retries: int = 0
-    """Attempts that were followed by another one."""
-    ended: Counter[tuple[str, str]] = msgspec.field(default_factory=Counter)
-    """Runs that ended, by status and the type of the error that ended them, "" for none."""
-    dropped_results: int = 0
-    """Results that came too late to matter: of a run that had ended, or of an item that had one."""
 
 
 class Dispatcher:

@@ -96,6 +96,8 @@ class ItemsUnderWay:
         self._usages: Counter[bytes] = Counter()
         self._usage_of: set[Execution] = set()
         self.spent_usd = Decimal(0)
+        self.moved_at = 0.0
+        self._used: list[Usage] = []
         self._answered = False
         self._journal: list[JournalRow] = []
         self._state_bytes: bytes | None = None
@@ -433,7 +435,13 @@ class ItemsUnderWay:
         self._usage_of.add(execution)
         self._usages[item.path] += 1
         self._note(item, "usage", self._usages[item.path], Used(item.node_id, usage).encoded(), result)
+        self._used += usage
         self.spend([one.cost for one in usage if one.cost is not None])
+
+    def take_usage(self) -> list[Usage]:
+        """The calls to models that were counted since this was called last."""
+        used, self._used = self._used, []
+        return used
 
     def spend(self, amounts: list[Decimal]) -> None:
         """Count what was paid."""

@@ -16,10 +16,10 @@ from functools import partial
 from typing import Protocol, TypeVar, assert_never
 
 from lockstep.compiled import CompiledGraph, served
-from lockstep.core.lifecycle import FINISHED
+from lockstep.core.lifecycle import FINISHED, RunStatus
 from lockstep.core.records import WorkItem
 from lockstep.core.superstep import Step
-from lockstep.errors import GraphVersionError, LockstepError, RunCancelledError
+from lockstep.errors import ConflictError, GraphVersionError, LockstepError, RunCancelledError
 from lockstep.ports import Broker, Clock, Store
 from lockstep.records import (
     AlreadyCommitted,
@@ -36,7 +36,8 @@ from lockstep.records import (
     Wake,
 )
 from lockstep.subgraphs import call_input_of, child_run_id
-from lockstep_coordinator.dispatch import Counts, Dispatcher
+from lockstep.telemetry.counts import Counts
+from lockstep_coordinator.dispatch import Dispatcher
 from lockstep_coordinator.items import Retry, Unusable, Verdict
 from lockstep_coordinator.lease import is_dead
 from lockstep_coordinator.questions import Call, Due
@@ -73,7 +74,7 @@ class LoopObserver(Protocol):
 class Coordinator:
     """Moves the runs of one lease: an embedded engine's own, or, if it `shares`, its part of those of all shards.
 
-    One thread calls `run`; the other methods may be called from any thread.
+    One thread calls `run`, and that calls `on_turn` at each turn; the other methods may be called from any thread.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Coordinator:
         shares: bool = False,
         counts: Counts | None = None,
         clock: Clock = time,
+        on_turn: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._broker = broker
@@ -94,6 +96,7 @@ class Coordinator:
         self._graphs = graphs
         self._observer = observer
         self._clock = clock
+        self._on_turn = on_turn
         self._runs: dict[str, ActiveRun] = {}
         self._shares = shares
         self._owned: dict[str, int] = {} if shares else {lease_id: 1}
@@ -135,6 +138,18 @@ class Coordinator:
         """Tasks that are handed out and not answered."""
         return sum(len(run.in_flight) for run in list(self._runs.values()))
 
+    @property
+    def partitions(self) -> int:
+        """Partitions that this coordinator moves."""
+        return len(self._owned)
+
+    @property
+    def oldest_seconds(self) -> float:
+        """The longest that a running run has been without a commit."""
+        now = self._clock.monotonic()
+        moved = [run.moved_at for run in list(self._runs.values()) if run.row.status is RunStatus.RUNNING]
+        return max((now - at for at in moved), default=0.0)
+
     def run(self) -> None:
         """Turn after turn, until `stop` or an error of the store."""
         error: Exception | None = None
@@ -149,6 +164,7 @@ class Coordinator:
 
     def turn(self, timeout_seconds: float) -> None:
         """One turn of the loop, after waiting at most this long for something to do."""
+        self._on_turn()
         self._receive(timeout_seconds)
         self._fire_timers()
         self._take_up()
@@ -234,6 +250,7 @@ class Coordinator:
         except (GraphVersionError, NotItsTurn):
             return None
         self._runs[run.run_id] = self._moved[run.run_id] = run
+        run.moved_at = self._clock.monotonic()
         self._join_parent(run)
         if run.options.deadline_seconds is not None:
             passed = max(0.0, self._clock.time() - row.created_at / 1000)
@@ -318,6 +335,7 @@ class Coordinator:
         if self._shares:
             self._share()
         for task in self._broker.lost():
+            self.counts.redeliveries += 1
             self._answered(task, ActiveRun.lose)
         self._look()
 
@@ -342,6 +360,7 @@ class Coordinator:
         """Go on with the runs of one partition gained. One in a turn: loading takes time, and others' runs move meanwhile."""
         if self._gained:
             name = min(self._gained)
+            self.counts.takeovers += 1
             self._own({**self._owned, name: self._gained.pop(name)})
             self._go_on_with(row for row in self._store.unfinished([name]) if row.run_id not in self._runs)
 
@@ -390,7 +409,7 @@ class Coordinator:
         all_ours = True
         while self._moved:
             moved, self._moved = self._moved, {}
-            pending = [(run, *run.transition()) for run in moved.values()]
+            pending = [(run, *self._transition(run)) for run in moved.values()]
             pending = [entry for entry in pending if _says_something(entry[1])]
             if not pending:
                 break
@@ -398,12 +417,16 @@ class Coordinator:
             for run, transition, _ in pending:
                 if transition.update is not None and transition.update.error is not None:
                     self._observer.failing(run)
+            began = time.perf_counter()
             outcomes = self._store.commit(self._lease_id, transitions)
+            self.counts.commit_seconds.add(time.perf_counter() - began)
+            self.counts.commit_runs.add(len(transitions))
             for (run, transition, step), outcome in zip(pending, outcomes, strict=True):
                 match outcome:
                     case Committed():
                         self._accept(run, transition, step)
                     case AlreadyCommitted() | Superseded():
+                        self.counts.refused_commits += 1
                         all_ours = False
                         self._adopt_stored(run)
                     case Refused(error) if transition.update is not None and transition.update.error is not None:
@@ -417,11 +440,26 @@ class Coordinator:
                         assert_never(outcome)
         return all_ours
 
+    def _transition(self, run: ActiveRun) -> tuple[Transition, Step | None]:
+        """What a run has to store; if that is a step, how long it took to make."""
+        began = time.perf_counter()
+        transition, step = run.transition()
+        if step is not None:
+            self.counts.merge_seconds.add(time.perf_counter() - began)
+        self.counts.use(run.take_usage())
+        return transition, step
+
     def _accept(self, run: ActiveRun, transition: Transition, step: Step | None) -> None:
         before = run.row.status
+        now = self._clock.monotonic()
+        if step is not None:
+            self.counts.step_ms.add((now - run.moved_at) * 1000)
+        if transition.update is not None:
+            run.moved_at = now
         run.accept(transition, step)
         if run.row.status in FINISHED:
             self.counts.ended[run.row.status.value, run.error_type] += run.row.status is not before
+            self.counts.conflicts += run.row.status is not before and run.error_type == ConflictError.__name__
             self._tell_children(run)
             self._forget(run)
             self._tell_parent_of_end(run)

@@ -16,7 +16,8 @@ import structlog
 from lockstep.compiled import CompiledGraph
 from lockstep.errors import BrokerUnavailableError, LockstepError, StoreUnavailableError
 from lockstep.ports import Broker, Store
-from lockstep_coordinator.dispatch import Counts
+from lockstep.telemetry.counts import Counts
+from lockstep.telemetry.pulse import Pulse
 from lockstep_coordinator.lease import LeaseKeeper
 from lockstep_coordinator.loop import Coordinator
 from lockstep_coordinator.run import ActiveRun
@@ -49,6 +50,7 @@ class CoordinatorProcess:
         self._unclosed: list[LeaseKeeper] = []
         self._error: Exception | None = None
         self.counts = Counts()
+        self.pulse = Pulse()
         self.on_events: Callable[[], None] = lambda: None
         """Called after each commit of events, from the loop's thread: it must be quick and must not raise."""
 
@@ -70,6 +72,9 @@ class CoordinatorProcess:
             try:
                 self._incarnate()
             except (StoreUnavailableError, BrokerUnavailableError) as error:
+                self.counts.store_errors += isinstance(error, StoreUnavailableError)
+                self.counts.redis_errors += isinstance(error, BrokerUnavailableError)
+                self.pulse.beat()
                 log.warning("the coordinator holds, and tries again", error=str(error))
                 self._stopping.wait(RESTART_PAUSE_SECONDS)
         self._give_leases_back()
@@ -82,7 +87,14 @@ class CoordinatorProcess:
             self._unclosed.append(lease)
             self._error = None
             self._coordinator = Coordinator(
-                self._store, broker, lease.lease_id, self._graphs, observer=self, shares=True, counts=self.counts
+                self._store,
+                broker,
+                lease.lease_id,
+                self._graphs,
+                observer=self,
+                shares=True,
+                counts=self.counts,
+                on_turn=self.pulse.beat,
             )
             if not self._stopping.is_set():
                 log.info("coordinating", lease=lease.lease_id)
@@ -100,14 +112,14 @@ class CoordinatorProcess:
             self._unclosed.pop(0)
 
     def _lose_lease(self) -> None:
+        self.counts.lost_leases += 1
         log.warning("the lease was taken away, most likely because this process was suspended; a new one is taken")
         self._stop_current()
 
     @property
-    def in_flight(self) -> int:
-        """Tasks that are handed out and not answered."""
-        coordinator = self._coordinator
-        return coordinator.in_flight if coordinator is not None else 0
+    def current(self) -> Coordinator | None:
+        """The incarnation of this moment; None: between two of them, or the database or Redis is away."""
+        return self._coordinator
 
     def failing(self, run: ActiveRun) -> None:
         """See `LoopObserver`: nobody asks here for exceptions."""

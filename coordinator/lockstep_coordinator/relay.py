@@ -10,7 +10,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import structlog
@@ -18,6 +18,7 @@ import structlog
 from lockstep.errors import PublishError, StoreUnavailableError, text_of
 from lockstep.ports import Outbox, Sink
 from lockstep.records import PendingEvents, Progress, PublishedEvent
+from lockstep.telemetry.pulse import Pulse, Pulses
 
 RUNS_PER_CLAIM = 64
 """Runs that a relay claims at a time."""
@@ -65,6 +66,16 @@ class Relay:
     def __init__(self, outbox: Outbox, sinks: Sequence[Sink], *, max_attempts: int = MAX_ATTEMPTS) -> None:
         self._relays = [SinkRelay(outbox, sink, max_attempts) for sink in sinks]
         self._failure: BaseException | None = None
+        self.pulse = Pulses([relay.pulse for relay in self._relays])
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be published at the moment; None: it can."""
+        return next((relay.trouble for relay in self._relays if relay.trouble is not None), None)
+
+    def reading(self) -> Mapping[str, int]:
+        """What is to be said to Prometheus beside the outbox."""
+        return {"lockstep_store_errors_total": sum(relay.store_errors for relay in self._relays)}
 
     @property
     def counts(self) -> dict[str, RelayCounts]:
@@ -114,16 +125,24 @@ class SinkRelay:
         self._stopping = False
         self.name = sink.name
         self.counts = RelayCounts()
+        self.pulse = Pulse(patience_seconds=PUBLISH_SECONDS)
+        self.store_errors = 0
+        self.trouble: str | None = None
 
     def run(self) -> None:
         """Turn after turn, until `stop`."""
         while not self._stopping:
             self._woken.clear()
+            self.pulse.beat()
             pause = IDLE_SECONDS
             try:
-                if self.turn():
+                busy = self.turn()
+                self.trouble = None
+                if busy:
                     continue
             except StoreUnavailableError as error:
+                self.store_errors += 1
+                self.trouble = str(error)
                 log.warning("the relay holds, and tries again", sink=self.name, error=str(error))
                 pause = OUTAGE_SECONDS
             self._woken.wait(pause)

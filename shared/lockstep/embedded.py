@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -28,6 +29,9 @@ from lockstep_coordinator.loop import Coordinator
 from lockstep_coordinator.run import ActiveRun
 from lockstep_worker.executor import Executor
 
+if TYPE_CHECKING:
+    from lockstep.telemetry.server import Server
+
 DRAIN_SECONDS = 5.0
 """How long `close` waits for nodes that are running; what they return later is lost, and they run again after `recover`."""
 
@@ -45,6 +49,7 @@ class Embedded:
         options: Options,
         pricing: Pricing = PRICES,
         clock: Clock = time,
+        metrics_port: int = 0,
     ) -> None:
         self._graphs = graphs
         self._subscribers: dict[str, list[tuple[Callable[[], None], bool]]] = {}
@@ -53,6 +58,7 @@ class Embedded:
         self._lock = threading.Lock()
         self._error: Exception | None = None
         self._closed = False
+        self._queues = sorted({node.queue for graph in graphs.values() for node in graph.nodes.values()})
         self.store: Store = open_store(url)
         self._lease = LeaseKeeper(self.store, on_loss=self._lose_lease)
         self.lease_id = self._lease.lease_id
@@ -63,6 +69,36 @@ class Embedded:
         self.coordinator = Coordinator(self.store, broker, self.lease_id, graphs, observer=self, clock=clock)
         self._thread = threading.Thread(target=self.coordinator.run, name="lockstep-coordinator", daemon=True)
         self._thread.start()
+        self._broker = broker
+        self._server = None
+        if metrics_port:
+            try:
+                self._server = self._serve(metrics_port)
+            except ConfigurationError:
+                self.close(0.0)
+                raise
+
+    def _serve(self, port: int) -> Server:
+        """Answer to Prometheus and to probes."""
+        # Here and not above: most engines have no port, and need not load what answers.
+        from lockstep.telemetry.metrics import Readings
+        from lockstep.telemetry.server import Server
+
+        def trouble() -> str | None:
+            return None if self._thread.is_alive() else f"the engine has stopped: {self._error!r}"
+
+        return Server(port, Readings("engine", self._reading, self.executor.reading), livez=trouble, readyz=trouble)
+
+    def _reading(self) -> Mapping[str, Any]:
+        from lockstep.telemetry.metrics import reading_of
+
+        return {
+            **reading_of(self.coordinator.counts),
+            "langgraph_queue_depth": {queue: self._broker.depth(queue) for queue in self._queues},
+            "lockstep_active_runs": self.coordinator.active,
+            "lockstep_oldest_run_seconds": self.coordinator.oldest_seconds,
+            "lockstep_partitions": self.coordinator.partitions,
+        }
 
     announces = True
 
@@ -184,6 +220,8 @@ class Embedded:
             if self._closed:
                 return
             self._closed = True
+        if self._server is not None:
+            self._server.close()
         self.coordinator.stop()
         # The garbage collector may close an engine from any thread, this one included.
         if threading.current_thread() is not self._thread:

@@ -36,7 +36,8 @@ class Engine:
     `graph` is a Graph or several; `store` is memory://, sqlite:///path, postgresql+psycopg://... or mysql+pymysql://... Options
     come as `with_*()` settings, as one Options object, or both. The engine starts on first use and is a context manager;
     without `with` it ends with the process. Unfinished runs of an engine that died wait in the store for `recover()`.
-    `prices` says what calls to models cost: a PriceBook, or a function of yours.
+    `prices` says what calls to models cost: a PriceBook, or a function of yours. On `metrics_port`, if it is not 0, Prometheus
+    finds /metrics.
 
     Raises ConfigurationError for a graph or option that is wrong; StoreUnavailableError on first use.
     """
@@ -48,6 +49,7 @@ class Engine:
         *settings: With,
         options: Options | None = None,
         prices: Pricing = PRICES,
+        metrics_port: int = 0,
     ) -> None:
         graphs = [graph] if isinstance(graph, Graph) else list(graph)
         self._by_name = {compiled.name: compiled for compiled in (g.compile() for g in graphs)}
@@ -57,6 +59,7 @@ class Engine:
         self._options = combine(options, settings)
         self._url = store
         self._pricing = prices
+        self._metrics_port = metrics_port
         self._clock: Clock = time  # Tests move theirs, see `lockstep.testing`.
         self._lock = threading.Lock()
         self._parts: Embedded | None = None
@@ -74,7 +77,7 @@ class Engine:
             if self._closed:
                 raise ConfigurationError("this engine is closed; make a new one", option="engine")
             if self._parts is None:
-                self._parts = Embedded(self._url, self._by_hash, self._options, self._pricing, self._clock)
+                self._parts = Embedded(self._url, self._by_hash, self._options, self._pricing, self._clock, self._metrics_port)
                 # For an engine that nobody closes: when it is no longer used, or when the process ends, which must not wait.
                 weakref.finalize(self, self._parts.close, drain_seconds=0.0)
             return self._parts

@@ -301,6 +301,14 @@ class Executor:
                 self._loop = self._loop or EventLoop()
         return self._loop
 
+    def reading(self) -> Mapping[str, Any]:
+        """What is to be said to Prometheus."""
+        return {
+            "langgraph_inflight_nodes": self.running,
+            "lockstep_slots": self._slots,
+            "lockstep_abandoned_nodes_total": self.abandoned,
+        }
+
     @property
     def running(self) -> int:
         """How many slots are taken."""

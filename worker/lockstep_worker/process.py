@@ -30,6 +30,7 @@ from lockstep.broker.worker import ClaimedJob, WorkerLink
 from lockstep.compiled import CompiledGraph
 from lockstep.prices import PRICES, Pricing
 from lockstep.records import Chunk, HandedBack, Task, TaskResult
+from lockstep.telemetry.pulse import Pulse
 from lockstep_worker.claims import Claims
 from lockstep_worker.executor import Executor
 from lockstep_worker.sender import Outgoing, ResultSender
@@ -85,6 +86,8 @@ class WorkerProcess:
         self.stopping = False
         """Whether a signal has said to stop, or something has failed."""
         self.failure: Exception | None = None
+        self.pulse = Pulse()
+        self.redis_errors = 0
         self.link = WorkerLink(url, namespace, self.info, Signer(namespace, signing_keys) if signing_keys else None)
         self._rq_connection = connect(url)
         check_server(self._rq_connection, url)
@@ -111,9 +114,11 @@ class WorkerProcess:
     def _work(self) -> None:
         """RQ's loop, until a signal says to stop, or it ends for another reason."""
         self.keep_beating()
+        self.pulse.beat()
         try:
             RqWorker(self, self._rq_connection).work(logging_level="WARNING")
         except (RedisError, OSError) as error:
+            self.redis_errors += 1
             log.warning("Redis does not answer", error=str(error))
         if not self.stopping:
             log.error("the worker's loop has ended; it begins anew", worker=self.info.name)
@@ -182,12 +187,28 @@ class WorkerProcess:
             # What has started since belongs to a retry of the run.
             self.executor.cancel(run_id, time.perf_counter() - seconds_ago)
 
-    def queue_depths(self) -> dict[str, int] | None:
-        """How many tasks each of this worker's queues holds; None: Redis does not answer."""
+    def reading(self) -> Mapping[str, Any]:
+        """What is to be said to Prometheus; without the queues where Redis does not answer."""
+        reading = {
+            **self.executor.reading(),
+            "lockstep_dropped_chunks_total": self.sender.dropped_chunks,
+            "lockstep_quarantined_messages_total": self.link.quarantined,
+            "lockstep_redis_errors_total": self.redis_errors,
+        }
         try:
-            return self.link.depths()
+            return {**reading, "langgraph_queue_depth": self.link.depths()}
         except (RedisError, OSError):
-            return None
+            return reading
+
+    def not_ready(self) -> str | None:
+        """Why this worker takes nothing at the moment; None: it does."""
+        if self.stopping:
+            return "it is stopping"
+        try:
+            self.link.depths()
+        except (RedisError, OSError) as error:
+            return f"Redis does not answer: {error}"
+        return None
 
     def drain(self) -> None:
         """Take nothing more: hand back what waits, finish what runs, or hand that back too when it takes too long."""
@@ -239,6 +260,7 @@ class RqWorker(BaseWorker):
     def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:
         """The next jobs, as soon as slots are free; None when the worker is to stop."""
         while not self._process.stopping:
+            self._process.pulse.beat()
             try:
                 self._look()
                 self._process.hand_back_waiting(WAIT_FOR_SLOT_SECONDS, "it waited for a slot")
@@ -251,6 +273,7 @@ class RqWorker(BaseWorker):
                         return jobs, None
                     self._process.link.wait(LOOK_SECONDS)
             except (RedisError, OSError) as error:
+                self._process.redis_errors += 1
                 log.warning("Redis does not answer; trying again", error=str(error))
                 time.sleep(OUTAGE_PAUSE_SECONDS)
             except Exception as error:

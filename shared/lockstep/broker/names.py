@@ -95,3 +95,8 @@ class Names:
 def rq_now() -> str:
     """The time as RQ writes it."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def rq_moment(text: str) -> float:
+    """The time that RQ has written so, in seconds since 1970."""
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC).timestamp()

@@ -21,7 +21,7 @@ import structlog
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from lockstep.broker.connection import check_server, connect, translated
-from lockstep.broker.names import Names, rq_now
+from lockstep.broker.names import Names, rq_moment, rq_now
 from lockstep.broker.permits import Permits
 from lockstep.broker.presence import BEAT_SECONDS, Presence, read_presence, tasks_of
 from lockstep.broker.quarantine import Quarantine
@@ -412,6 +412,13 @@ class RedisBroker:
         with self._translated():
             depth: Any = self._redis.get(self._names.depth(queue))
         return int(depth or 0)
+
+    def oldest(self, queue: str) -> float:
+        """How many seconds the first task of a queue has waited; 0: none waits."""
+        with self._translated():
+            first: Any = self._redis.lindex(self._names.queue(queue), 0)
+            since: Any = self._redis.hget(self._names.job(first.decode()), "enqueued_at") if first is not None else None
+        return 0.0 if since is None else max(0.0, time.time() - rq_moment(since.decode()))
 
     def close(self) -> None:
         """Close the connections. Idempotent."""

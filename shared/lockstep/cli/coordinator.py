@@ -10,14 +10,16 @@ from lockstep.broker.redis import RedisBroker
 from lockstep.broker.signing import Signer
 from lockstep.cli.load import load_graphs
 from lockstep.cli.options import graphs_option, redis_option, sinks_option, store_option
+from lockstep.cli.reading import coordinates, queues_of, read_coordinator, read_queues
 from lockstep.cli.relay import relay_beside
 from lockstep.cli.serving import run_until_signalled, settle_garbage_collector
-from lockstep.compiled import CompiledGraph, by_hash
+from lockstep.compiled import by_hash
 from lockstep.config import DEFAULT_REDIS_URL, read_settings
-from lockstep.errors import BrokerUnavailableError, ConfigurationError
+from lockstep.errors import ConfigurationError
 from lockstep.options import DEFAULTS
 from lockstep.store import open_store
-from lockstep.telemetry.metrics import MetricsServer, Reading, Readings
+from lockstep.telemetry.metrics import Readings
+from lockstep.telemetry.server import Server
 from lockstep_coordinator.process import CoordinatorProcess
 from lockstep_coordinator.pruner import Pruner
 
@@ -64,22 +66,13 @@ def coordinator(
     with closing(open_store(settings.store_url)) as opened, closing(open_broker()) as watched:
         process = CoordinatorProcess(opened, open_broker, loaded)
         port = METRICS_PORT if settings.metrics_port is None else settings.metrics_port
-        readings = Readings(lambda: _reading(process, watched, loaded))
-        with relay_beside(process, settings, opened) as (services, collectors), MetricsServer(port, readings, *collectors):
-            run_until_signalled(*services, Pruner(opened, settings.retention))
-
-
-def _reading(process: CoordinatorProcess, broker: RedisBroker, graphs: dict[str, CompiledGraph]) -> Reading:
-    queues = {node.queue for graph in graphs.values() for node in graph.nodes.values()}
-    try:
-        depths = {queue: broker.depth(queue) for queue in sorted(queues)}
-    except BrokerUnavailableError:
-        depths = None
-    return Reading(
-        queue_depths=depths,
-        inflight_nodes=process.in_flight,
-        backpressure_events=process.counts.backpressure_events,
-        quarantined=process.counts.quarantined,
-        retries=process.counts.retries,
-        ended=process.counts.ended,
-    )
+        queues = queues_of(loaded)
+        with relay_beside(process, settings, opened) as (services, reads):
+            readings = Readings(
+                "coordinator",
+                lambda: read_coordinator(process),
+                lambda: read_queues(queues, watched.depth, watched.oldest),
+                *reads,
+            )
+            with Server(port, readings, livez=process.pulse.trouble, readyz=lambda: coordinates(process)):
+                run_until_signalled(*services, Pruner(opened, settings.retention))

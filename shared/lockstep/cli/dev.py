@@ -9,6 +9,7 @@ import click
 from lockstep.broker.inprocess import InProcessBroker
 from lockstep.cli.load import load_graphs, load_prices
 from lockstep.cli.options import sinks_option, store_option
+from lockstep.cli.reading import coordinates, queues_of, read_coordinator, read_queues
 from lockstep.cli.relay import relay_beside
 from lockstep.cli.serving import run_until_signalled
 from lockstep.compiled import by_hash
@@ -16,7 +17,8 @@ from lockstep.config import masked, read_settings
 from lockstep.errors import ConfigurationError
 from lockstep.options import DEFAULTS
 from lockstep.store import open_store
-from lockstep.telemetry.metrics import MetricsServer, Reading, Readings
+from lockstep.telemetry.metrics import Readings
+from lockstep.telemetry.server import Server
 from lockstep_coordinator.process import CoordinatorProcess
 from lockstep_worker.executor import Executor
 
@@ -42,23 +44,22 @@ def dev(graphs: tuple[str, ...], concurrency: int, store: str | None, sinks: tup
     with closing(open_store(settings.store_url)) as opened, closing(executor):
         process = CoordinatorProcess(opened, lambda: broker, loaded)
 
-        def read() -> Reading:
-            queues = {node.queue for graph in loaded.values() for node in graph.nodes.values()}
-            return Reading(
-                queue_depths={queue: broker.depth(queue) for queue in sorted(queues)},
-                inflight_nodes=process.in_flight,
-                backpressure_events=process.counts.backpressure_events,
-                quarantined=process.counts.quarantined,
-                retries=process.counts.retries,
-                abandoned=executor.abandoned,
-                ended=process.counts.ended,
-            )
-
         names = ", ".join(sorted(graph.name for graph in loaded.values()))
         url = masked(settings.store_url)
         click.echo(f"serving {names} from {url}; in another terminal: lockstep submit NAME --wait --store {url}", err=True)
         with (
-            relay_beside(process, settings, opened) as (services, collectors),
-            MetricsServer(settings.metrics_port or 0, Readings(read), *collectors),
+            relay_beside(process, settings, opened) as (services, reads),
+            Server(
+                settings.metrics_port or 0,
+                Readings(
+                    "engine",
+                    lambda: read_coordinator(process),
+                    lambda: read_queues(queues_of(loaded), broker.depth),
+                    executor.reading,
+                    *reads,
+                ),
+                livez=process.pulse.trouble,
+                readyz=lambda: coordinates(process),
+            ),
         ):
             run_until_signalled(*services)

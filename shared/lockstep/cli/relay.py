@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 
 import click
@@ -15,7 +15,8 @@ from lockstep.errors import ConfigurationError
 from lockstep.ports import Store
 from lockstep.sinks import open_sinks
 from lockstep.store import open_store
-from lockstep.telemetry.metrics import MetricsServer, OutboxReadings
+from lockstep.telemetry.metrics import Reading, Readings, reading_of_outbox
+from lockstep.telemetry.server import Server
 from lockstep_coordinator.process import CoordinatorProcess
 from lockstep_coordinator.relay import MAX_ATTEMPTS, Relay
 
@@ -39,15 +40,15 @@ def open_relay(
 @contextmanager
 def relay_beside(
     process: CoordinatorProcess, settings: Settings, store: Store
-) -> Iterator[tuple[list[Service], list[OutboxReadings]]]:
-    """What a process of a coordinator serves and measures: itself, and a relay if there are sinks, woken by each commit of
-    events."""
+) -> Iterator[tuple[list[Service], list[Callable[[], Reading]]]]:
+    """What a process of a coordinator serves, and reads for metrics: itself, and a relay if there are sinks, which each commit
+    of events wakes."""
     if not settings.sinks:
         yield [process], []
         return
     with open_relay(settings, store) as relay:
         process.on_events = relay.wake
-        yield [process, relay], [OutboxReadings(store.outbox, lambda: relay.counts)]
+        yield [process, relay], [lambda: reading_of_outbox(store.outbox, relay.counts)]
 
 
 @click.command()
@@ -73,6 +74,11 @@ def relay(sinks: tuple[str, ...], store: str | None, redis: str | None, max_atte
     with (
         closing(open_store(settings.store_url, create=False)) as opened,
         open_relay(settings, opened, max_attempts=max_attempts, only_new=only_new) as running,
-        MetricsServer(port, OutboxReadings(opened.outbox, lambda: running.counts)),
+        Server(
+            port,
+            Readings("relay", lambda: reading_of_outbox(opened.outbox, running.counts), running.reading),
+            livez=running.pulse.trouble,
+            readyz=lambda: running.trouble,
+        ),
     ):
         run_until_signalled(running)

@@ -6,10 +6,12 @@ import click
 
 from lockstep.cli.load import load_graphs, load_prices
 from lockstep.cli.options import graphs_option, redis_option
+from lockstep.cli.reading import queues_of
 from lockstep.cli.serving import settle_garbage_collector
 from lockstep.compiled import by_hash
 from lockstep.config import DEFAULT_REDIS_URL, read_settings, set_rq_prefix
-from lockstep.telemetry.metrics import MetricsServer, Reading, Readings
+from lockstep.telemetry.metrics import Readings
+from lockstep.telemetry.server import Server
 
 METRICS_PORT = 9465
 DEFAULT_SLOTS = 32
@@ -32,7 +34,7 @@ def worker(graphs: tuple[str, ...], redis: str | None, queues: tuple[str, ...], 
     """Execute the nodes of these graphs. Start as many as you like, on any machine; SIGTERM ends one when it has finished."""
     settings = read_settings(redis=redis, graphs=graphs)
     loaded = by_hash(load_graphs(settings.graphs))
-    names = queues or sorted({node.queue for graph in loaded.values() for node in graph.nodes.values()})
+    names = queues or queues_of(loaded)
     set_rq_prefix(f"{settings.namespace}:rq")
     from lockstep_worker.process import WorkerProcess
 
@@ -48,16 +50,6 @@ def worker(graphs: tuple[str, ...], redis: str | None, queues: tuple[str, ...], 
         pricing=load_prices(settings.prices),
     )
 
-    def read() -> Reading:
-        running = process.executor.running
-        return Reading(
-            queue_depths=process.queue_depths(),
-            inflight_nodes=running,
-            quarantined=process.link.quarantined,
-            abandoned=process.executor.abandoned,
-            dropped_chunks=process.sender.dropped_chunks,
-        )
-
     port = METRICS_PORT if settings.metrics_port is None else settings.metrics_port
-    with MetricsServer(port, Readings(read)):
+    with Server(port, Readings("worker", process.reading), livez=process.pulse.trouble, readyz=process.not_ready):
         process.run()

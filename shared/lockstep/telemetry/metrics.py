@@ -1,73 +1,88 @@
-"""Prometheus metrics of a process, under /metrics."""
+"""What a process says of itself to Prometheus: all metrics of its role, from the start, as they are at each scrape."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
-import msgspec
-from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from lockstep.errors import ConfigurationError, StoreUnavailableError
+from lockstep.errors import StoreUnavailableError
 from lockstep.ports import Outbox
+from lockstep.telemetry.catalogue import CATALOGUE, Metric, Role
+from lockstep.telemetry.counts import Counts, Distribution
 
-
-class Reading(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process has to say at this moment. Depths are by queue; None: they can't be known now."""
-
-    queue_depths: Mapping[str, int] | None
-    inflight_nodes: int
-    quarantined: int
-    backpressure_events: int = 0
-    retries: int = 0
-    abandoned: int = 0
-    dropped_chunks: int = 0
-    ended: Mapping[tuple[str, str], int] = {}
+Reading = Mapping[str, Any]
+"""By metric: a number, a Distribution, or, with labels, numbers by the labels' values. What is missing is 0, or not known."""
 
 
 class Readings(Collector):
-    """Asks for a reading at each scrape, so that nothing is counted twice."""
+    """Asks for readings at each scrape, so that nothing is counted twice."""
 
-    def __init__(self, read: Callable[[], Reading]) -> None:
-        self._read = read
+    def __init__(self, role: Role, *reads: Callable[[], Reading]) -> None:
+        self._metrics = [metric for metric in CATALOGUE if role in metric.roles]
+        self._reads = reads
 
-    def describe(self) -> list[Metric]:
+    def describe(self) -> list[Family]:
         """Nothing: nothing is read before the first scrape."""
         return []
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[Family]:
         """The metrics of this moment."""
-        reading = self._read()
-        depth = GaugeMetricFamily("langgraph_queue_depth", "Tasks that wait in a queue.", labels=["queue"])
-        for queue, tasks in (reading.queue_depths or {}).items():
-            depth.add_metric([queue], tasks)
-        yield depth
-        yield GaugeMetricFamily(
-            "langgraph_inflight_nodes", "Tasks handed out (coordinator) or in a slot (worker).", reading.inflight_nodes
-        )
-        yield CounterMetricFamily(
-            "langgraph_backpressure_events", "Items that found their queue full.", reading.backpressure_events
-        )
-        yield CounterMetricFamily("langgraph_retries", "Attempts of nodes that were followed by another one.", reading.retries)
-        yield CounterMetricFamily(
-            "lockstep_abandoned_nodes",
-            "Nodes past their time that could not be stopped, since they run in a thread or hold up their event loop.",
-            reading.abandoned,
-        )
-        yield CounterMetricFamily(
-            "lockstep_dropped_chunks", "What nodes streamed and could not be sent, see `ctx.stream`.", reading.dropped_chunks
-        )
-        ended = CounterMetricFamily("lockstep_ended_runs", "Runs that ended, and with what error.", labels=["status", "error"])
-        for labels, runs in list(reading.ended.items()):
-            ended.add_metric(labels, runs)
-        yield ended
-        yield CounterMetricFamily(
-            "lockstep_quarantined_messages", "Messages that could not be used, see `lockstep quarantine`.", reading.quarantined
-        )
+        reading: dict[str, Any] = {}
+        for read in self._reads:
+            reading.update(read())
+        for metric in self._metrics:
+            yield _family(metric, reading.get(metric.name))
+
+
+def _family(metric: Metric, value: Any) -> Family:
+    if metric.kind == "histogram":
+        return _histogram(metric, value or Distribution(metric.bounds))
+    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    name = metric.name.removesuffix("_total")
+    if not metric.labels:
+        return kind(name, metric.help, value=float(value or 0))
+    family = kind(name, metric.help, labels=metric.labels)
+    # A copy: other threads count on.
+    for labels, number in dict(value or {}).items():
+        family.add_metric([labels] if isinstance(labels, str) else list(labels), float(number))
+    return family
+
+
+def _histogram(metric: Metric, value: Distribution) -> Family:
+    family = HistogramMetricFamily(metric.name, metric.help)
+    bounds = [*map(str, value.bounds), "+Inf"]
+    family.add_metric([], list(zip(bounds, itertools.accumulate(value.counts), strict=True)), value.sum)
+    return family
+
+
+def reading_of(counts: Counts) -> Reading:
+    """What a coordinator has counted, by metric."""
+    return {
+        "langgraph_step_latency_ms": counts.step_ms,
+        "langgraph_retries_total": counts.retries,
+        "langgraph_merge_conflicts_total": counts.conflicts,
+        "langgraph_backpressure_events_total": counts.backpressure_events,
+        "lockstep_ended_runs_total": counts.ended,
+        "lockstep_commit_seconds": counts.commit_seconds,
+        "lockstep_commit_runs": counts.commit_runs,
+        "lockstep_merge_seconds": counts.merge_seconds,
+        "lockstep_takeovers_total": counts.takeovers,
+        "lockstep_lost_leases_total": counts.lost_leases,
+        "lockstep_refused_commits_total": counts.refused_commits,
+        "lockstep_redeliveries_total": counts.redeliveries,
+        "lockstep_dropped_results_total": counts.dropped_results,
+        "lockstep_tokens_total": counts.tokens,
+        "lockstep_cost_usd_total": counts.cost_usd,
+        "lockstep_unpriced_calls_total": counts.unpriced,
+        "lockstep_quarantined_messages_total": counts.quarantined,
+        "lockstep_store_errors_total": counts.store_errors,
+        "lockstep_redis_errors_total": counts.redis_errors,
+    }
 
 
 class PublishCounts(Protocol):
@@ -77,68 +92,16 @@ class PublishCounts(Protocol):
     failures: int
 
 
-class OutboxReadings(Collector):
-    """What waits for each sink, asked of the store at each scrape, and what this process has published. Sinks are few."""
-
-    def __init__(self, outbox: Outbox, counts: Callable[[], Mapping[str, PublishCounts]]) -> None:
-        self._outbox = outbox
-        self._counts = counts
-
-    def describe(self) -> list[Metric]:
-        """Nothing: nothing is read before the first scrape."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        """The metrics of this moment; without those of the store where that does not answer."""
-        try:
-            backlogs = self._outbox.backlogs()
-        except StoreUnavailableError:
-            backlogs = []
-        lag = GaugeMetricFamily(
-            "lockstep_outbox_lag_seconds", "Age of the oldest event that waits for a sink.", labels=["sink"]
-        )
-        waiting = GaugeMetricFamily(
-            "lockstep_outbox_waiting_runs", "Runs with events that a sink has not got.", labels=["sink"]
-        )
-        parked = GaugeMetricFamily(
-            "lockstep_outbox_parked_runs", "Runs held up by an event that a sink refuses.", labels=["sink"]
-        )
-        for backlog in backlogs:
-            lag.add_metric([backlog.sink], backlog.lag_seconds)
-            waiting.add_metric([backlog.sink], backlog.runs)
-            parked.add_metric([backlog.sink], backlog.parked)
-        yield from (lag, waiting, parked)
-        published = CounterMetricFamily("lockstep_outbox_published_events", "Events that arrived.", labels=["sink"])
-        failures = CounterMetricFamily("lockstep_outbox_failed_attempts", "Attempts to publish that failed.", labels=["sink"])
-        for sink, counts in self._counts().items():
-            published.add_metric([sink], counts.published)
-            failures.add_metric([sink], counts.failures)
-        yield from (published, failures)
-
-
-class MetricsServer:
-    """Serves a process's metrics until the end of `with`; on port 0, nothing. Raises ConfigurationError for a taken port."""
-
-    def __init__(self, port: int, *collectors: Collector) -> None:
-        self._server = None
-        if port == 0:
-            return
-        registry = CollectorRegistry()
-        for collector in collectors:
-            registry.register(collector)
-        try:
-            self._server, self._thread = start_http_server(port, registry=registry)
-        except OSError as error:
-            raise ConfigurationError(
-                f"LOCKSTEP_METRICS_PORT: port {port} cannot be opened ({error.strerror}); choose another, or 0 for none",
-                option="metrics_port",
-            ) from None
-
-    def __enter__(self) -> MetricsServer:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._thread.join()
+def reading_of_outbox(outbox: Outbox, counts: Mapping[str, PublishCounts]) -> Reading:
+    """What waits for each sink, as the store knows it, and what this process has published. Sinks are few."""
+    try:
+        backlogs = outbox.backlogs()
+    except StoreUnavailableError:
+        backlogs = []  # What waits cannot be known now.
+    return {
+        "lockstep_outbox_lag_seconds": {backlog.sink: backlog.lag_seconds for backlog in backlogs},
+        "lockstep_outbox_waiting_runs": {backlog.sink: backlog.runs for backlog in backlogs},
+        "lockstep_outbox_parked_runs": {backlog.sink: backlog.parked for backlog in backlogs},
+        "lockstep_outbox_published_events_total": {sink: one.published for sink, one in counts.items()},
+        "lockstep_outbox_failed_attempts_total": {sink: one.failures for sink, one in counts.items()},
+    }
