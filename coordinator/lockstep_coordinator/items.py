@@ -97,6 +97,7 @@ class ItemsUnderWay:
         self._usage_of: set[Execution] = set()
         self.spent_usd = Decimal(0)
         self.moved_at = 0.0
+        self.moved_ns = row.updated_at * 1_000_000
         self._used: list[Usage] = []
         self._answered = False
         self._journal: list[JournalRow] = []

@@ -37,6 +37,7 @@ from lockstep.records import (
 )
 from lockstep.subgraphs import call_input_of, child_run_id
 from lockstep.telemetry.counts import Counts
+from lockstep.telemetry.spans import Spans
 from lockstep_coordinator.dispatch import Dispatcher
 from lockstep_coordinator.items import Retry, Unusable, Verdict
 from lockstep_coordinator.lease import is_dead
@@ -45,6 +46,7 @@ from lockstep_coordinator.recovery import load
 from lockstep_coordinator.run import ActiveRun
 from lockstep_coordinator.subgraphs import child_of, end_of, ended_with, is_to_be_revived, not_needed
 from lockstep_coordinator.threads import NotItsTurn, first_of_threads
+from lockstep_coordinator.tracing import emit_run, emit_step
 
 A = TypeVar("A", TaskResult, HandedBack, Outstanding)
 
@@ -89,6 +91,7 @@ class Coordinator:
         counts: Counts | None = None,
         clock: Clock = time,
         on_turn: Callable[[], None] = lambda: None,
+        spans: Spans | None = None,
     ) -> None:
         self._store = store
         self._broker = broker
@@ -97,6 +100,7 @@ class Coordinator:
         self._observer = observer
         self._clock = clock
         self._on_turn = on_turn
+        self._spans = spans
         self._runs: dict[str, ActiveRun] = {}
         self._shares = shares
         self._owned: dict[str, int] = {} if shares else {lease_id: 1}
@@ -450,14 +454,18 @@ class Coordinator:
         return transition, step
 
     def _accept(self, run: ActiveRun, transition: Transition, step: Step | None) -> None:
-        before = run.row.status
+        before, tasks = run.row.status, len(run.frontier.items)
         now = self._clock.monotonic()
         if step is not None:
             self.counts.step_ms.add((now - run.moved_at) * 1000)
         if transition.update is not None:
             run.moved_at = now
         run.accept(transition, step)
+        if self._spans is not None and step is not None:
+            emit_step(self._spans, run, step, tasks)
         if run.row.status in FINISHED:
+            if self._spans is not None and before is not run.row.status:
+                emit_run(self._spans, run)
             self.counts.ended[run.row.status.value, run.error_type] += run.row.status is not before
             self.counts.conflicts += run.row.status is not before and run.error_type == ConflictError.__name__
             self._tell_children(run)

@@ -18,6 +18,7 @@ from lockstep.errors import BrokerUnavailableError, LockstepError, StoreUnavaila
 from lockstep.ports import Broker, Store
 from lockstep.telemetry.counts import Counts
 from lockstep.telemetry.pulse import Pulse
+from lockstep.telemetry.spans import Spans
 from lockstep_coordinator.lease import LeaseKeeper
 from lockstep_coordinator.loop import Coordinator
 from lockstep_coordinator.run import ActiveRun
@@ -41,10 +42,17 @@ class CoordinatorProcess:
     `open_broker` makes a broker for an incarnation. `run` blocks; the other methods may be called from any thread.
     """
 
-    def __init__(self, store: Store, open_broker: Callable[[], ClosingBroker], graphs: Mapping[str, CompiledGraph]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        open_broker: Callable[[], ClosingBroker],
+        graphs: Mapping[str, CompiledGraph],
+        spans: Spans | None = None,
+    ) -> None:
         self._store = store
         self._open_broker = open_broker
         self._graphs = graphs
+        self._spans = spans
         self._stopping = threading.Event()
         self._coordinator: Coordinator | None = None
         self._unclosed: list[LeaseKeeper] = []
@@ -95,6 +103,7 @@ class CoordinatorProcess:
                 shares=True,
                 counts=self.counts,
                 on_turn=self.pulse.beat,
+                spans=self._spans,
             )
             if not self._stopping.is_set():
                 log.info("coordinating", lease=lease.lease_id)

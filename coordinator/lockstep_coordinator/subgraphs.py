@@ -21,6 +21,7 @@ from lockstep.options import encode_options
 from lockstep.ports import Reader
 from lockstep.records import NewRun, RunRow
 from lockstep.subgraphs import CallInput, Failed, Result, child_run_id, decode_end
+from lockstep.telemetry.spans import RunTrace
 from lockstep.wire import decode_outcome
 from lockstep_coordinator.questions import Call
 from lockstep_coordinator.run import ActiveRun
@@ -46,7 +47,7 @@ def child_of(parent: ActiveRun, call: Call) -> NewRun:
         partition_id=parent.row.partition_id,
         shard=parent.row.shard,
         parent_run_id=parent.run_id,
-        trace_context=parent.row.trace_context,
+        trace_context=RunTrace(parent.run_id, parent.row.trace_context).step(parent.row.step_id + 1).traceparent,
     )
 
 

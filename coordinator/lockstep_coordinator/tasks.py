@@ -60,4 +60,5 @@ class TaskMaker:
             answers=tuple(answers),
             recorded=tuple(recorded),
             context=self._context,
+            trace_context=self._row.trace_context,
         )

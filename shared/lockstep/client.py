@@ -26,6 +26,7 @@ from lockstep.records import Command, NewRun, RunRow
 from lockstep.run import Run, runs_of
 from lockstep.store import open_store
 from lockstep.submission import IfBusy, check_same, check_thread, checked_id, encoded_input, new_run_id
+from lockstep.telemetry.spans import current_traceparent
 
 GRAPHS_FRESH_SECONDS = 1.0
 """How long a client goes by what it has read of the graphs that are loaded."""
@@ -113,6 +114,7 @@ class Client:
             partition_id=self._partitions.of(shard),
             shard=shard,
             thread_id=thread_id,
+            trace_context=current_traceparent(),
         )
         if connection is not None:
             check_same(self._store.submit_within(connection, new).row, graph, data)

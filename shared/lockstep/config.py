@@ -33,7 +33,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     `graphs` are MODULE:NAME references. `namespace` begins the name of every Redis key. `metrics_port` None is the role's own
     port, and 0 none at all. `sinks` are where relays publish events to, see `lockstep.sinks`.
     `retention` is how long coordinators keep finished runs. `signing_keys` sign what goes over Redis: the first signs, all are
-    accepted. `prices` is where the prices of models come from: MODULE:NAME, or a JSON file.
+    accepted. `prices` is where the prices of models come from: MODULE:NAME, or a JSON file. `traces` says that OTEL_* names a
+    collector.
     """
 
     store_url: str = DEFAULT_STORE_URL
@@ -46,6 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retention: Retentions = Retentions(Retention(max_age_seconds=DEFAULT_RETENTION_SECONDS))
     signing_keys: tuple[str, ...] = ()
     prices: str | None = None
+    traces: bool = False
 
     def __repr__(self) -> str:
         """Without secrets: this may end in a log."""
@@ -68,6 +70,9 @@ VARIABLES = {
     "LOCKSTEP_PRICES": "prices",
 }
 """The variables that are read, and the setting that each one gives."""
+
+COLLECTORS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+"""The standard's variables that say where spans go; if one is set, they do."""
 
 
 def masked(url: str) -> str:
@@ -100,6 +105,7 @@ def read_settings(
         webhook_secret=env.get("LOCKSTEP_WEBHOOK_SECRET") or None,
         signing_keys=_signing_keys(env.get("LOCKSTEP_SIGNING_KEY", "")),
         prices=env.get("LOCKSTEP_PRICES") or None,
+        traces=any(env.get(name) for name in COLLECTORS) and env.get("OTEL_SDK_DISABLED", "").lower() != "true",
         retention=retentions_of(retention or env.get("LOCKSTEP_RETENTION") or DEFAULT_RETENTION),
     )
 

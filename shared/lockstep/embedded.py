@@ -24,12 +24,15 @@ from lockstep.records import Command, NewRun, RunRow
 from lockstep.replay import replay_run
 from lockstep.store import open_store
 from lockstep.subgraphs import run_with_ancestors
+from lockstep.telemetry.spans import Spans
 from lockstep_coordinator.lease import LeaseKeeper
 from lockstep_coordinator.loop import Coordinator
 from lockstep_coordinator.run import ActiveRun
 from lockstep_worker.executor import Executor
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import SpanProcessor
+
     from lockstep.telemetry.server import Server
 
 DRAIN_SECONDS = 5.0
@@ -37,6 +40,15 @@ DRAIN_SECONDS = 5.0
 
 CAUSES_KEPT = 1000
 """Exceptions of failed runs that are kept for `result()`; older ones are raised without their cause."""
+
+
+def _spans_to(processor: SpanProcessor | None) -> Spans | None:
+    if processor is None:
+        return None
+    # Here and not above: who wants no spans need not load what makes them.
+    from lockstep.telemetry.otel import OtelSpans
+
+    return OtelSpans(processor, "lockstep-engine")
 
 
 class Embedded:
@@ -50,6 +62,7 @@ class Embedded:
         pricing: Pricing = PRICES,
         clock: Clock = time,
         metrics_port: int = 0,
+        traces: SpanProcessor | None = None,
     ) -> None:
         self._graphs = graphs
         self._subscribers: dict[str, list[tuple[Callable[[], None], bool]]] = {}
@@ -64,9 +77,12 @@ class Embedded:
         self.lease_id = self._lease.lease_id
         broker = InProcessBroker(options.queue_depth)
         self._hub = LiveHub(self._streamed)
-        self.executor = Executor(graphs, options.slots, "embedded", broker.take, broker.deliver, self._hub.put, pricing, clock)
+        self._spans = _spans_to(traces)
+        self.executor = Executor(
+            graphs, options.slots, "embedded", broker.take, broker.deliver, self._hub.put, pricing, clock, self._spans
+        )
         broker.connect(self.executor.pump, self.executor.cancel)
-        self.coordinator = Coordinator(self.store, broker, self.lease_id, graphs, observer=self, clock=clock)
+        self.coordinator = Coordinator(self.store, broker, self.lease_id, graphs, observer=self, clock=clock, spans=self._spans)
         self._thread = threading.Thread(target=self.coordinator.run, name="lockstep-coordinator", daemon=True)
         self._thread.start()
         self._broker = broker
@@ -212,7 +228,7 @@ class Embedded:
         return submitted.row
 
     def replay(self, row: RunRow) -> ReplayReport:
-        return replay_run(self.store, row, self._graphs)
+        return replay_run(self.store, row, self._graphs, self._spans)
 
     def close(self, drain_seconds: float = DRAIN_SECONDS) -> None:
         """Stop everything, in the order in which nothing is lost. Idempotent."""

@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lockstep.compiled import CompiledGraph, by_hash
 from lockstep.core.canonical import canonical_bytes
@@ -28,6 +28,10 @@ from lockstep.records import NewRun, RunRow
 from lockstep.run import Run, runs_of
 from lockstep.streaming import StreamEvent, StreamMode, check_modes
 from lockstep.submission import IfBusy, check_same, check_thread, checked_id, encoded_input, new_run_id
+from lockstep.telemetry.spans import current_traceparent
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import SpanProcessor
 
 
 class Engine:
@@ -37,7 +41,7 @@ class Engine:
     come as `with_*()` settings, as one Options object, or both. The engine starts on first use and is a context manager;
     without `with` it ends with the process. Unfinished runs of an engine that died wait in the store for `recover()`.
     `prices` says what calls to models cost: a PriceBook, or a function of yours. On `metrics_port`, if it is not 0, Prometheus
-    finds /metrics.
+    finds /metrics. Spans go to `traces`, a span processor of OpenTelemetry's SDK, which stays yours to shut down.
 
     Raises ConfigurationError for a graph or option that is wrong; StoreUnavailableError on first use.
     """
@@ -50,6 +54,7 @@ class Engine:
         options: Options | None = None,
         prices: Pricing = PRICES,
         metrics_port: int = 0,
+        traces: SpanProcessor | None = None,
     ) -> None:
         graphs = [graph] if isinstance(graph, Graph) else list(graph)
         self._by_name = {compiled.name: compiled for compiled in (g.compile() for g in graphs)}
@@ -60,6 +65,7 @@ class Engine:
         self._url = store
         self._pricing = prices
         self._metrics_port = metrics_port
+        self._traces = traces
         self._clock: Clock = time  # Tests move theirs, see `lockstep.testing`.
         self._lock = threading.Lock()
         self._parts: Embedded | None = None
@@ -77,7 +83,9 @@ class Engine:
             if self._closed:
                 raise ConfigurationError("this engine is closed; make a new one", option="engine")
             if self._parts is None:
-                self._parts = Embedded(self._url, self._by_hash, self._options, self._pricing, self._clock, self._metrics_port)
+                self._parts = Embedded(
+                    self._url, self._by_hash, self._options, self._pricing, self._clock, self._metrics_port, self._traces
+                )
                 # For an engine that nobody closes: when it is no longer used, or when the process ends, which must not wait.
                 weakref.finalize(self, self._parts.close, drain_seconds=0.0)
             return self._parts
@@ -130,6 +138,7 @@ class Engine:
             partition_id=parts.lease_id,
             shard=shard_of(thread_id, None, run_id),
             thread_id=thread_id,
+            trace_context=current_traceparent(),
         )
         [submitted] = parts.store.submit([new])
         if submitted.created:

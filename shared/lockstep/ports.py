@@ -401,7 +401,7 @@ class Context(Protocol):
 
     @property
     def logger(self) -> Any:
-        """A structlog logger that knows run, step, node and attempt."""
+        """A structlog logger that knows trace, run, step, node and attempt."""
 
     @property
     def cancelled(self) -> bool:

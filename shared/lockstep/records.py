@@ -356,7 +356,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     Of a node with `max_concurrent`, no more tasks than that are handed out at a time.
     `answers` are those to the questions that the item has asked, in order; `recorded` the calls that it made before each that
     made some, see `encode_calls`. `context` is what was submitted as such, as canonical bytes.
-    The task of an error handler `stands_for` the node that failed, with this `error`.
+    `trace_context` is that of the run's row. The task of an error handler `stands_for` the node that failed, with this `error`.
     """
 
     run_id: str
@@ -381,6 +381,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     answers: tuple[bytes, ...] = ()
     recorded: tuple[bytes, ...] = ()
     context: bytes | None = None
+    trace_context: str | None = None
 
     @property
     def place(self) -> str:

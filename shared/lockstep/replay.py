@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from lockstep.ports import Reader
 from lockstep.recording import decode_calls, differences, shown
 from lockstep.records import JournalRow, RunRow, StepRow, Task
 from lockstep.subgraphs import begins_with, children_of
+from lockstep.telemetry.spans import Spans
 from lockstep.wire import calls_of, decode_meta, decode_outcome
 from lockstep_coordinator.questions import Questions
 from lockstep_coordinator.tasks import TaskMaker
@@ -34,13 +36,14 @@ from lockstep_worker.context import NodeContext
 from lockstep_worker.execute import Isolated, execute, failure_of, timeout_of
 from lockstep_worker.isolation import Children, Loan, NodeRaised
 from lockstep_worker.resources import LoopResources, Resources, is_async_manager
+from lockstep_worker.tracing import emit_replay
 
 COMPARED = {"routes": "routes", "writes": "delta", "events": "events"}
 """The parts of an outcome that must be the same, and what a mismatch calls them."""
 DIFFERENCES_SHOWN = 5
 
 
-def replay_run(reader: Reader, row: RunRow, graphs: Mapping[str, CompiledGraph]) -> ReplayReport:
+def replay_run(reader: Reader, row: RunRow, graphs: Mapping[str, CompiledGraph], spans: Spans | None = None) -> ReplayReport:
     """Replay what is stored of a run, with the version of its graph that it is pinned to, or else another one of that name.
 
     See `Run.replay`. Of a run that was migrated, what came after that. The runs of its subgraphs are replayed and counted, too.
@@ -53,13 +56,13 @@ def replay_run(reader: Reader, row: RunRow, graphs: Mapping[str, CompiledGraph])
             graph=row.graph,
             graph_hash=row.graph_hash,
         )
-    replay = Replay(reader, row, graph)
+    replay = Replay(reader, row, graph, spans)
     try:
         report = replay.report()
     finally:
         replay.close()
     for child in children_of(reader, row.run_id):
-        below = replay_run(reader, child, graphs)
+        below = replay_run(reader, child, graphs, spans)
         report = dataclasses.replace(
             report, steps=report.steps + below.steps, nodes=report.nodes + below.nodes, calls=report.calls + below.calls
         )
@@ -69,7 +72,8 @@ def replay_run(reader: Reader, row: RunRow, graphs: Mapping[str, CompiledGraph])
 class Replay:
     """Goes through a run's steps in order."""
 
-    def __init__(self, reader: Reader, row: RunRow, graph: CompiledGraph) -> None:
+    def __init__(self, reader: Reader, row: RunRow, graph: CompiledGraph, spans: Spans | None) -> None:
+        self._spans = spans
         self._reader = reader
         self._row = row
         self._graph = graph
@@ -195,6 +199,7 @@ class Replay:
         def isolated(spec: NodeSpec, argument: Any) -> Any:
             return self._children.call(spec, argument, context, loans.append)
 
+        started_ns = time.time_ns()
         outcome = _within(lambda: self._executed(task, context, isolated), task.timeout_seconds)
         if outcome is None:
             outcome = timeout_of(task)
@@ -211,6 +216,8 @@ class Replay:
             raise self._raised(at, text_of(LockstepError.from_record(failure_of(outcome, task).error))) from outcome
         self._compare_outcomes(at, json.loads(done.payload), json.loads(outcome))
         self._nodes += 1
+        if self._spans is not None:
+            emit_replay(self._spans, task, usage=context.usage, started_ns=started_ns)
         self._calls += len(calls) + sum(len(decode_calls(some)) for some in before)
 
     def _raised(self, at: dict[str, Any], what: str) -> ReplayMismatchError:

@@ -188,6 +188,7 @@ class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     answers: list[Raw] = []
     recorded: list[Raw] = []
     context: Raw | UnsetType = UNSET
+    trace_context: str | None = None
 
     def task(self, state: bytes) -> Task:
         """The task, with the state that belongs to it."""
@@ -213,6 +214,7 @@ class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
             answers=tuple(map(bytes, self.answers)),
             recorded=tuple(map(bytes, self.recorded)),
             context=None if self.context is UNSET else bytes(self.context),
+            trace_context=self.trace_context,
         )
 
 
@@ -253,6 +255,7 @@ def encode_task(task: Task, state_sha256: str | None = None) -> bytes:
             [Raw(answer) for answer in task.answers],
             [Raw(calls) for calls in task.recorded],
             UNSET if task.context is None else Raw(task.context),
+            task.trace_context,
         )
     )
 

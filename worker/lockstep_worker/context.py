@@ -19,6 +19,7 @@ from lockstep.errors import LockstepError, StateError
 from lockstep.interrupts import Question, Timer
 from lockstep.recording import Call, decode_calls, encode_calls
 from lockstep.records import Chunk, Task
+from lockstep.telemetry.spans import RunTrace
 from lockstep.wire import ENGINE_EVENTS, EmittedEvent
 from lockstep_worker.recorder import Recorder
 from lockstep_worker.resources import none_for
@@ -84,7 +85,13 @@ class NodeContext:
 
     @cached_property
     def logger(self) -> Any:
-        return structlog.get_logger().bind(run_id=self.run_id, step_id=self.step_id, node_id=self.node_id, attempt=self.attempt)
+        return structlog.get_logger().bind(
+            trace_id=RunTrace(self.run_id, self.task.trace_context).trace_id.hex(),
+            run_id=self.run_id,
+            step_id=self.step_id,
+            node_id=self.node_id,
+            attempt=self.attempt,
+        )
 
     @cached_property
     def recorder(self) -> Recorder:

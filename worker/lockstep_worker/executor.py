@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -24,11 +25,13 @@ from lockstep.interrupts import Question
 from lockstep.ports import Clock
 from lockstep.prices import PRICES, Pricing, priced
 from lockstep.records import Chunk, HandedBack, Task, TaskResult
+from lockstep.telemetry.spans import Spans
 from lockstep_worker.context import NodeContext
 from lockstep_worker.execute import Isolated, execute, failure_of, timeout_of, without_loop
 from lockstep_worker.isolation import Children, Loan, NodeRaised
 from lockstep_worker.resources import Resources, is_async_manager, none_for
 from lockstep_worker.threads import DaemonThreads, EventLoop
+from lockstep_worker.tracing import context_of, emit_node
 from lockstep_worker.watchdog import Watchdog
 
 log = structlog.get_logger()
@@ -85,6 +88,7 @@ class Executor:
         stream: Callable[[Chunk], None],
         pricing: Pricing = PRICES,
         clock: Clock = time,
+        spans: Spans | None = None,
     ) -> None:
         self._graphs = graphs
         self._slots = slots
@@ -94,6 +98,7 @@ class Executor:
         self._stream = stream
         self._pricing = pricing
         self._clock = clock
+        self._spans = spans
         self._lock = threading.Lock()
         self._running: set[Running] = set()
         self._closed = False
@@ -124,6 +129,10 @@ class Executor:
             self._watch(running.deadline)
             self._threads.submit(lambda: self._run_in_thread(graph, running))
 
+    def _inside(self, task: Task) -> AbstractContextManager[None]:
+        """While a node runs, spans that it makes are children of its own."""
+        return nullcontext() if self._spans is None else self._spans.inside(context_of(task))
+
     def _give_resources(self, graph: CompiledGraph, running: Running) -> None:
         """Let a sync node have what its graph's nodes share, when it asks for it."""
         opens = graph.resources
@@ -137,7 +146,8 @@ class Executor:
         while True:
             self._give_resources(graph, running)
             try:
-                outcome = without_loop(execute(graph, running.task, running.context, self._isolated(running)))
+                with self._inside(running.task):
+                    outcome = without_loop(execute(graph, running.task, running.context, self._isolated(running)))
             except BaseException as error:  # also SystemExit: a node must not end its slot's thread
                 serves = self._fail(running, error)
             else:
@@ -174,7 +184,8 @@ class Executor:
                 if running.context.cancelled:
                     raise asyncio.CancelledError
                 await self._open_resources(graph, running)
-                outcome = await execute(graph, running.task, running.context, self._isolated(running))
+                with self._inside(running.task):
+                    outcome = await execute(graph, running.task, running.context, self._isolated(running))
         except BaseException as error:
             running.context.cancelled = True
             self._fail(running, timeout_of(running.task) if limit.expired() else error)
@@ -235,6 +246,18 @@ class Executor:
             self._deliver(running.task.handed_back(handed_back))
             return True
         usage = [priced(one, self._pricing) for one in running.context.usage]
+        latency_ms = round((time.perf_counter() - running.started) * 1000, 3)
+        if self._spans is not None:
+            emit_node(
+                self._spans,
+                running.task,
+                outcome=_outcome(outcome, failure, subgraph),
+                error=f"{failure.error['type']}: {failure.error['message']}" if failure is not None else None,
+                usage=usage,
+                started_ns=running.started_at * 1_000_000,
+                latency_ms=latency_ms,
+                worker=self._name,
+            )
         self._deliver(
             TaskResult(
                 run_id=running.task.run_id,
@@ -249,7 +272,7 @@ class Executor:
                 usage=encode_usage(usage) if usage else None,
                 cause=cause,
                 started_at=running.started_at,
-                latency_ms=round((time.perf_counter() - running.started) * 1000, 3),
+                latency_ms=latency_ms,
                 worker=self._name,
             )
         )
@@ -331,3 +354,12 @@ class Executor:
             self._resources.close()
         except Exception as error:  # of the user's; the others are closed all the same
             log.warning("resources of nodes could not be closed", error=repr(error))
+
+
+def _outcome(outcome: bytes | None, failure: Failure | None, subgraph: bool) -> str:
+    """How an execution has ended, in a word."""
+    if outcome is not None:
+        return "done"
+    if failure is not None:
+        return "failed"
+    return "called" if subgraph else "asked"

@@ -31,6 +31,7 @@ from lockstep.compiled import CompiledGraph
 from lockstep.prices import PRICES, Pricing
 from lockstep.records import Chunk, HandedBack, Task, TaskResult
 from lockstep.telemetry.pulse import Pulse
+from lockstep.telemetry.spans import Spans
 from lockstep_worker.claims import Claims
 from lockstep_worker.executor import Executor
 from lockstep_worker.sender import Outgoing, ResultSender
@@ -73,6 +74,7 @@ class WorkerProcess:
         drain_seconds: float,
         signing_keys: Sequence[str] = (),
         pricing: Pricing = PRICES,
+        spans: Spans | None = None,
     ) -> None:
         name = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.info = WorkerInfo(
@@ -92,7 +94,7 @@ class WorkerProcess:
         self._rq_connection = connect(url)
         check_server(self._rq_connection, url)
         self.claims = Claims(lambda: slots - self.executor.running)
-        self.executor = Executor(graphs, slots, name, self.claims.take, self._answer, self._stream, pricing)
+        self.executor = Executor(graphs, slots, name, self.claims.take, self._answer, self._stream, pricing, spans=spans)
         self.sender = ResultSender(self.link, lambda: self.link.reclaim(self.claims.described()), self.fail)
 
     def run(self) -> None:

@@ -13,6 +13,7 @@ from lockstep.cli.options import graphs_option, redis_option, sinks_option, stor
 from lockstep.cli.reading import coordinates, queues_of, read_coordinator, read_queues
 from lockstep.cli.relay import relay_beside
 from lockstep.cli.serving import run_until_signalled, settle_garbage_collector
+from lockstep.cli.tracing import open_spans
 from lockstep.compiled import by_hash
 from lockstep.config import DEFAULT_REDIS_URL, read_settings
 from lockstep.errors import ConfigurationError
@@ -63,8 +64,12 @@ def coordinator(
         return RedisBroker(settings.redis_url or DEFAULT_REDIS_URL, settings.namespace, queue_depth, signer)
 
     settle_garbage_collector()
-    with closing(open_store(settings.store_url)) as opened, closing(open_broker()) as watched:
-        process = CoordinatorProcess(opened, open_broker, loaded)
+    with (
+        open_spans(settings, "coordinator") as spans,
+        closing(open_store(settings.store_url)) as opened,
+        closing(open_broker()) as watched,
+    ):
+        process = CoordinatorProcess(opened, open_broker, loaded, spans)
         port = METRICS_PORT if settings.metrics_port is None else settings.metrics_port
         queues = queues_of(loaded)
         with relay_beside(process, settings, opened) as (services, reads):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import click
 
@@ -12,6 +12,7 @@ from lockstep.cli.options import sinks_option, store_option
 from lockstep.cli.reading import coordinates, queues_of, read_coordinator, read_queues
 from lockstep.cli.relay import relay_beside
 from lockstep.cli.serving import run_until_signalled
+from lockstep.cli.tracing import open_spans
 from lockstep.compiled import by_hash
 from lockstep.config import masked, read_settings
 from lockstep.errors import ConfigurationError
@@ -37,12 +38,21 @@ def dev(graphs: tuple[str, ...], concurrency: int, store: str | None, sinks: tup
         raise ConfigurationError("memory:// is one process's own; use sqlite:///path", option="store")
     loaded = by_hash(load_graphs(settings.graphs))
     broker = InProcessBroker(DEFAULTS.queue_depth)
-    executor = Executor(
-        loaded, concurrency, "dev", broker.take, broker.deliver, lambda chunk: None, load_prices(settings.prices)
-    )
-    broker.connect(executor.pump, executor.cancel)
-    with closing(open_store(settings.store_url)) as opened, closing(executor):
-        process = CoordinatorProcess(opened, lambda: broker, loaded)
+    with open_spans(settings, "dev") as spans, ExitStack() as stack:
+        executor = Executor(
+            loaded,
+            concurrency,
+            "dev",
+            broker.take,
+            broker.deliver,
+            lambda chunk: None,
+            load_prices(settings.prices),
+            spans=spans,
+        )
+        stack.enter_context(closing(executor))
+        broker.connect(executor.pump, executor.cancel)
+        opened = stack.enter_context(closing(open_store(settings.store_url)))
+        process = CoordinatorProcess(opened, lambda: broker, loaded, spans)
 
         names = ", ".join(sorted(graph.name for graph in loaded.values()))
         url = masked(settings.store_url)

@@ -8,6 +8,7 @@ from lockstep.cli.load import load_graphs, load_prices
 from lockstep.cli.options import graphs_option, redis_option
 from lockstep.cli.reading import queues_of
 from lockstep.cli.serving import settle_garbage_collector
+from lockstep.cli.tracing import open_spans
 from lockstep.compiled import by_hash
 from lockstep.config import DEFAULT_REDIS_URL, read_settings, set_rq_prefix
 from lockstep.telemetry.metrics import Readings
@@ -39,17 +40,19 @@ def worker(graphs: tuple[str, ...], redis: str | None, queues: tuple[str, ...], 
     from lockstep_worker.process import WorkerProcess
 
     settle_garbage_collector()
-    process = WorkerProcess(
-        settings.redis_url or DEFAULT_REDIS_URL,
-        settings.namespace,
-        loaded,
-        queues=names,
-        slots=concurrency,
-        drain_seconds=drain_seconds,
-        signing_keys=settings.signing_keys,
-        pricing=load_prices(settings.prices),
-    )
+    with open_spans(settings, "worker") as spans:
+        process = WorkerProcess(
+            settings.redis_url or DEFAULT_REDIS_URL,
+            settings.namespace,
+            loaded,
+            queues=names,
+            slots=concurrency,
+            drain_seconds=drain_seconds,
+            signing_keys=settings.signing_keys,
+            pricing=load_prices(settings.prices),
+            spans=spans,
+        )
 
-    port = METRICS_PORT if settings.metrics_port is None else settings.metrics_port
-    with Server(port, Readings("worker", process.reading), livez=process.pulse.trouble, readyz=process.not_ready):
-        process.run()
+        port = METRICS_PORT if settings.metrics_port is None else settings.metrics_port
+        with Server(port, Readings("worker", process.reading), livez=process.pulse.trouble, readyz=process.not_ready):
+            process.run()
