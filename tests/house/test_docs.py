@@ -26,6 +26,7 @@ from lockstep.core.ordering import (
 )
 from lockstep.core.state import State
 from lockstep.errors import ERRORS, ReplayMismatchError
+from lockstep.telemetry.catalogue import CATALOGUE, Role
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -152,6 +153,21 @@ def test_the_options_page_names_the_function_of_each_option() -> None:
 
     # then it names the same
     assert {row["option"]: row["function"] for row in rows if row["function"]} == signatures
+
+
+def test_the_page_on_observability_lists_all_metrics() -> None:
+    order: list[Role] = ["coordinator", "worker", "relay", "engine"]
+    rows = table("observability.md", "metric", "kind", "labels", "of", "what it says")
+    assert [tuple(row.values()) for row in rows] == [
+        (
+            metric.name,
+            metric.kind,
+            ", ".join(metric.labels),
+            ", ".join(role for role in order if role in metric.roles),
+            metric.help,
+        )
+        for metric in CATALOGUE
+    ]
 
 
 def test_the_page_on_replay_lists_the_fields_of_the_error() -> None:
