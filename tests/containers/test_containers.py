@@ -37,7 +37,7 @@ def cluster(store_url: str, redis_url: str, tmp_path: Path) -> Iterator[Cluster]
     cluster.close()
 
 
-def test_runs_give_the_same_bytes_over_containers(cluster: Cluster, tmp_path: Path) -> None:
+def test_runs_give_the_same_bytes_over_containers(cluster: Cluster) -> None:
     cluster.coordinator()
     cluster.worker()
     cluster.worker()
@@ -47,7 +47,8 @@ def test_runs_give_the_same_bytes_over_containers(cluster: Cluster, tmp_path: Pa
     assert list(check_store(cluster.client.reader)) == []
 
 
-def test_killed_processes_lose_nothing_over_containers(cluster: Cluster, ledger: Ledger) -> None:
+def test_killed_processes_lose_nothing_over_containers(cluster: Cluster, tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger")
     coordinator, worker = cluster.coordinator(), cluster.worker()
     run = cluster.client.submit("chain", {"steps": 50, "delay_ms": 20, "ledger": str(ledger)})
     cluster.until(lambda: len(ledger) > 5, "it is under way")
