@@ -126,6 +126,11 @@ class CoordinatorProcess:
         self._stop_current()
 
     @property
+    def dropped_spans(self) -> int:
+        """Spans that no collector took."""
+        return self._spans.dropped if self._spans is not None else 0
+
+    @property
     def current(self) -> Coordinator | None:
         """The incarnation of this moment; None: between two of them, or the database or Redis is away."""
         return self._coordinator

@@ -46,9 +46,9 @@ def _spans_to(processor: SpanProcessor | None) -> Spans | None:
     if processor is None:
         return None
     # Here and not above: who wants no spans need not load what makes them.
-    from lockstep.telemetry.otel import OtelSpans
+    from lockstep.telemetry.otel import ProcessedSpans
 
-    return OtelSpans(processor, "lockstep-engine")
+    return ProcessedSpans(processor, "lockstep-engine")
 
 
 class Embedded:

@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -36,7 +37,7 @@ from lockstep_worker.context import NodeContext
 from lockstep_worker.execute import Isolated, execute, failure_of, timeout_of
 from lockstep_worker.isolation import Children, Loan, NodeRaised
 from lockstep_worker.resources import LoopResources, Resources, is_async_manager
-from lockstep_worker.tracing import emit_replay
+from lockstep_worker.tracing import replay_span
 
 COMPARED = {"routes": "routes", "writes": "delta", "events": "events"}
 """The parts of an outcome that must be the same, and what a mismatch calls them."""
@@ -217,7 +218,8 @@ class Replay:
         self._compare_outcomes(at, json.loads(done.payload), json.loads(outcome))
         self._nodes += 1
         if self._spans is not None:
-            emit_replay(self._spans, task, usage=context.usage, started_ns=started_ns)
+            ended_ns = time.time_ns()
+            self._spans.emit(partial(replay_span, task, usage=context.usage, started_ns=started_ns, end_ns=ended_ns))
         self._calls += len(calls) + sum(len(decode_calls(some)) for some in before)
 
     def _raised(self, at: dict[str, Any], what: str) -> ReplayMismatchError:

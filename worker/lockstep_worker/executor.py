@@ -31,7 +31,7 @@ from lockstep_worker.execute import Isolated, execute, failure_of, timeout_of, w
 from lockstep_worker.isolation import Children, Loan, NodeRaised
 from lockstep_worker.resources import Resources, is_async_manager, none_for
 from lockstep_worker.threads import DaemonThreads, EventLoop
-from lockstep_worker.tracing import context_of, emit_node
+from lockstep_worker.tracing import context_of, node_span
 from lockstep_worker.watchdog import Watchdog
 
 log = structlog.get_logger()
@@ -131,7 +131,7 @@ class Executor:
 
     def _inside(self, task: Task) -> AbstractContextManager[None]:
         """While a node runs, spans that it makes are children of its own."""
-        return nullcontext() if self._spans is None else self._spans.inside(context_of(task))
+        return nullcontext() if self._spans is None else self._spans.inside(lambda: context_of(task))
 
     def _give_resources(self, graph: CompiledGraph, running: Running) -> None:
         """Let a sync node have what its graph's nodes share, when it asks for it."""
@@ -248,15 +248,17 @@ class Executor:
         usage = [priced(one, self._pricing) for one in running.context.usage]
         latency_ms = round((time.perf_counter() - running.started) * 1000, 3)
         if self._spans is not None:
-            emit_node(
-                self._spans,
-                running.task,
-                outcome=_outcome(outcome, failure, subgraph),
-                error=f"{failure.error['type']}: {failure.error['message']}" if failure is not None else None,
-                usage=usage,
-                started_ns=running.started_at * 1_000_000,
-                latency_ms=latency_ms,
-                worker=self._name,
+            self._spans.emit(
+                partial(
+                    node_span,
+                    running.task,
+                    outcome=_outcome(outcome, failure, subgraph),
+                    error=f"{failure.error['type']}: {failure.error['message']}" if failure is not None else None,
+                    usage=usage,
+                    started_ns=running.started_at * 1_000_000,
+                    latency_ms=latency_ms,
+                    worker=self._name,
+                )
             )
         self._deliver(
             TaskResult(
@@ -330,6 +332,7 @@ class Executor:
             "langgraph_inflight_nodes": self.running,
             "lockstep_slots": self._slots,
             "lockstep_abandoned_nodes_total": self.abandoned,
+            "lockstep_dropped_spans_total": self._spans.dropped if self._spans is not None else 0,
         }
 
     @property

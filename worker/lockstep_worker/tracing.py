@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from decimal import Decimal
 
 from lockstep.costs import Usage, total
 from lockstep.records import Task
-from lockstep.telemetry.spans import RunTrace, Span, SpanContext, Spans
+from lockstep.telemetry.spans import RunTrace, Span, SpanContext
 
 
 def context_of(task: Task) -> SpanContext:
@@ -16,8 +15,7 @@ def context_of(task: Task) -> SpanContext:
     return RunTrace(task.run_id, task.trace_context).node(task.path, task.delivery)
 
 
-def emit_node(
-    spans: Spans,
+def node_span(
     task: Task,
     *,
     outcome: str,
@@ -26,39 +24,34 @@ def emit_node(
     started_ns: int,
     latency_ms: float,
     worker: str,
-) -> None:
+) -> Span:
     """A node has been executed. A later delivery (a retry, an answered question, a lost worker) links to the one before."""
     trace = RunTrace(task.run_id, task.trace_context)
     before = (trace.node(task.path, task.delivery - 1),) if task.delivery > 1 else ()
-    spans.emit(
-        Span(
-            name=f"node {task.node_id}",
-            context=trace.node(task.path, task.delivery),
-            parent=trace.step(task.step_id),
-            start_ns=started_ns,
-            end_ns=started_ns + int(latency_ms * 1e6),
-            attributes={**attributes_of(task, usage, latency_ms), "outcome": outcome, "worker": worker},
-            links=before,
-            error=error,
-        )
+    return Span(
+        name=f"node {task.node_id}",
+        context=trace.node(task.path, task.delivery),
+        parent=trace.step(task.step_id),
+        start_ns=started_ns,
+        end_ns=started_ns + int(latency_ms * 1e6),
+        attributes={**attributes_of(task, usage, latency_ms), "outcome": outcome, "worker": worker},
+        links=before,
+        error=error,
     )
 
 
-def emit_replay(spans: Spans, task: Task, *, usage: Iterable[Usage], started_ns: int) -> None:
+def replay_span(task: Task, *, usage: Iterable[Usage], started_ns: int, end_ns: int) -> Span:
     """A node was replayed: beside the step that it was in, with a link to its execution."""
     trace = RunTrace(task.run_id, task.trace_context)
-    now = time.time_ns()
-    attributes = attributes_of(task, usage, (now - started_ns) / 1e6)
-    spans.emit(
-        Span(
-            name=f"replay {task.node_id}",
-            context=trace.replayed(task.path),
-            parent=trace.step(task.step_id),
-            start_ns=started_ns,
-            end_ns=now,
-            attributes={**attributes, "outcome": "replayed", "worker": "replay"},
-            links=(trace.node(task.path, task.delivery),),
-        )
+    attributes = attributes_of(task, usage, (end_ns - started_ns) / 1e6)
+    return Span(
+        name=f"replay {task.node_id}",
+        context=trace.replayed(task.path),
+        parent=trace.step(task.step_id),
+        start_ns=started_ns,
+        end_ns=end_ns,
+        attributes={**attributes, "outcome": "replayed", "worker": "replay"},
+        links=(trace.node(task.path, task.delivery),),
     )
 
 

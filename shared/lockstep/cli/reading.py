@@ -19,7 +19,7 @@ def queues_of(graphs: Mapping[str, CompiledGraph]) -> list[str]:
 def read_coordinator(process: CoordinatorProcess) -> Reading:
     """What a coordinator counts, and what it holds."""
     current = process.current
-    reading: dict[str, Any] = dict(reading_of(process.counts))
+    reading: dict[str, Any] = {**reading_of(process.counts), "lockstep_dropped_spans_total": process.dropped_spans}
     if current is not None:
         reading |= {
             "langgraph_inflight_nodes": current.in_flight,

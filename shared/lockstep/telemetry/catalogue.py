@@ -81,6 +81,7 @@ CATALOGUE = (
         EXECUTES,
     ),
     _counter("lockstep_dropped_chunks_total", "What nodes streamed and could not be sent, see ctx.stream.", EXECUTES),
+    _counter("lockstep_dropped_spans_total", "Spans that no collector took, see Traces.", MOVES | EXECUTES),
     _counter("lockstep_quarantined_messages_total", "Messages that could not be used, see `lockstep quarantine`.", ALL),
     _counter("lockstep_store_errors_total", "Times that the database did not answer, or refused.", MOVES | {"relay"}),
     _counter("lockstep_redis_errors_total", "Times that Redis did not answer, or refused.", MOVES | EXECUTES),

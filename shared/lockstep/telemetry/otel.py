@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from opentelemetry import trace
+from opentelemetry.context import attach, detach
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, Status, StatusCode, TraceFlags
 
@@ -18,62 +20,103 @@ from lockstep.telemetry.spans import Span, SpanContext
 FLUSH_SECONDS = 3.0
 """How long the end of a process waits for the collector to take what is left."""
 
+BATCH_SECONDS = 1.0
+BATCH_SPANS = 512
+"""How often, and how many spans at a time, are sent."""
+
+MAX_WAITING = 8192
+"""Spans that wait to be sent; more are dropped."""
+
 SCOPE = InstrumentationScope("lockstep")
 
 
-class OtelSpans:
-    """`Spans` to a span processor: one that batches takes them without blocking, and drops those that it has no room for.
+class Shared:
+    """What both ways to send spans have in common. `service` names the process's role where OTEL_SERVICE_NAME does not."""
 
-    `service` names this process's role where OTEL_SERVICE_NAME does not.
-    """
-
-    def __init__(self, processor: SpanProcessor, service: str) -> None:
-        self._processor = processor
+    def __init__(self, service: str) -> None:
+        self.dropped = 0
         self._resource = Resource.create()
         if self._resource.attributes.get(SERVICE_NAME, "").startswith("unknown_service"):  # type: ignore[union-attr]
             self._resource = self._resource.merge(Resource({SERVICE_NAME: service}))
 
-    def emit(self, span: Span) -> None:
-        """See `Spans`."""
-        if not span.context.sampled:
-            return
-        self._processor.on_end(
-            ReadableSpan(
-                name=span.name,
-                context=_context(span.context),
-                parent=None if span.parent is None else _context(span.parent),
-                resource=self._resource,
-                attributes=span.attributes,
-                links=[Link(_context(link)) for link in span.links],
-                status=Status(StatusCode.OK) if span.error is None else Status(StatusCode.ERROR, span.error),
-                start_time=span.start_ns,
-                end_time=max(span.start_ns, span.end_ns),
-                instrumentation_scope=SCOPE,
-            )
+    def _readable(self, span: Span) -> ReadableSpan:
+        return ReadableSpan(
+            name=span.name,
+            context=_context(span.context),
+            parent=None if span.parent is None else _context(span.parent),
+            resource=self._resource,
+            attributes=span.attributes,
+            links=[Link(_context(link)) for link in span.links],
+            status=Status(StatusCode.OK) if span.error is None else Status(StatusCode.ERROR, span.error),
+            start_time=span.start_ns,
+            end_time=max(span.start_ns, span.end_ns),
+            instrumentation_scope=SCOPE,
         )
 
-    @contextmanager
-    def inside(self, context: SpanContext) -> Iterator[None]:
+
+class ProcessedSpans(Shared):
+    """To a span processor that is somebody else's."""
+
+    def __init__(self, processor: SpanProcessor, service: str) -> None:
+        super().__init__(service)
+        self._processor = processor
+
+    def emit(self, make: Callable[[], Span]) -> None:
         """See `Spans`."""
-        with trace.use_span(NonRecordingSpan(_context(context)), end_on_exit=False):
-            yield
+        span = make()
+        if span.context.sampled:
+            self._processor.on_end(self._readable(span))
+
+    def inside(self, context: Callable[[], SpanContext]) -> AbstractContextManager[None]:
+        """See `Spans`."""
+        return _attached(context())
 
 
-class ExportedSpans(OtelSpans):
-    """To an exporter of this process's own, in batches, from a thread of its own."""
+class ExportedSpans(Shared):
+    """To an exporter of this process's own, in batches, from a thread of its own.
+
+    Not by the SDK's own batches: those are made of finished spans, so that a collector that is away would cost as much as one
+    that takes them all.
+    """
 
     def __init__(self, exporter: SpanExporter, service: str) -> None:
+        super().__init__(service)
         self._exporter = exporter
-        self._batches = BatchSpanProcessor(exporter)
-        super().__init__(self._batches, service)
+        self._waiting: deque[Callable[[], Span]] = deque()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._export, name="lockstep-spans", daemon=True)
+        self._thread.start()
+
+    def emit(self, make: Callable[[], Span]) -> None:
+        """See `Spans`."""
+        if len(self._waiting) < MAX_WAITING:
+            self._waiting.append(make)
+        else:
+            self.dropped += 1
+
+    def inside(self, context: Callable[[], SpanContext]) -> AbstractContextManager[None]:
+        """See `Spans`. Where nobody has set a provider, there are no spans of others."""
+        others = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+        return _attached(context()) if others else nullcontext()
+
+    def _export(self) -> None:
+        while True:
+            closing = self._closing.wait(BATCH_SECONDS)
+            while self._waiting:
+                made = [self._waiting.popleft()() for _ in range(min(len(self._waiting), BATCH_SPANS))]
+                batch = [self._readable(span) for span in made if span.context.sampled]
+                if batch and self._exporter.export(batch) is not SpanExportResult.SUCCESS:
+                    self.dropped += len(batch)
+            if closing:
+                return
 
     def close(self) -> None:
         """Send what is left, for a bounded time: a collector that is away must not keep a process from ending."""
-        giving_up = threading.Timer(FLUSH_SECONDS, self._exporter.shutdown)
-        giving_up.daemon = True
-        giving_up.start()
-        self._batches.shutdown()  # type: ignore[no-untyped-call]
-        giving_up.cancel()
+        self._closing.set()
+        self._thread.join(FLUSH_SECONDS)
+        self._waiting.clear()
+        self._exporter.shutdown()
+        self._thread.join(FLUSH_SECONDS)
 
 
 def export_by_environment(service: str) -> ExportedSpans:
@@ -81,6 +124,15 @@ def export_by_environment(service: str) -> ExportedSpans:
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     return ExportedSpans(OTLPSpanExporter(), service)
+
+
+@contextmanager
+def _attached(context: SpanContext) -> Iterator[None]:
+    token = attach(trace.set_span_in_context(NonRecordingSpan(_context(context))))
+    try:
+        yield
+    finally:
+        detach(token)
 
 
 def _context(context: SpanContext) -> trace.SpanContext:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -46,12 +47,14 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Spans(Protocol):
-    """Where spans go. Neither method blocks or raises; what cannot be sent is dropped."""
+    """Where spans go. Neither method blocks or raises; what cannot be sent is dropped, and counted."""
 
-    def emit(self, span: Span) -> None:
-        """Send a span that has ended."""
+    dropped: int
 
-    def inside(self, context: SpanContext) -> AbstractContextManager[None]:
+    def emit(self, make: Callable[[], Span]) -> None:
+        """Send a span that has ended; it is made when there is room for it, perhaps in another thread."""
+
+    def inside(self, context: Callable[[], SpanContext]) -> AbstractContextManager[None]:
         """While this lasts, spans that others make in this thread or coroutine are children of this one."""
 
 
