@@ -2,7 +2,8 @@
 
 Chains of small nodes over a coordinator and a worker of their own, on PostgreSQL and Redis, in pairs of rounds that take turns:
 one round without traces and metrics, and one that exports spans to a collector that is away and has metrics that nobody reads,
-or, if `--scraped`, somebody reads each second. The figure is the ratio of the two throughputs, its mean over the pairs with the 95 % bounds of Student's t.
+or, if `--scraped`, somebody reads each second. The figure is the ratio of the two throughputs, its mean
+over the pairs with the 95 % bounds of Student's t.
 """
 
 import argparse

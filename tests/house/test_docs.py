@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import lockstep
 import lockstep.cli
 import lockstep.options
 from lockstep.core.canonical import canonical_bytes
@@ -153,6 +154,25 @@ def test_the_options_page_names_the_function_of_each_option() -> None:
 
     # then it names the same
     assert {row["option"]: row["function"] for row in rows if row["function"]} == signatures
+
+
+def test_each_guarantee_names_a_test_that_there_is() -> None:
+    rows = table("guarantees.md", "promise", "boundary", "test", "last figure")
+    assert len(rows) >= 20
+    for row in rows:
+        [path] = re.findall(r"tests/[\w/]+\.py", row["test"])
+        assert (DOCS.parent / path).is_file(), path
+        assert all(row.values())
+
+
+def test_the_glossary_is_in_order() -> None:
+    words = [row["word"] for row in table("glossary.md", "word", "what it means here")]
+    assert words == sorted(set(words), key=lambda word: word.replace("_", " "))
+
+
+def test_the_reference_has_all_public_names() -> None:
+    page = (DOCS / "api.md").read_text()
+    assert re.findall(r"^## (\w+)$", page, re.MULTILINE) == sorted(lockstep.__all__, key=str.lower)
 
 
 def test_the_page_on_observability_lists_all_metrics() -> None:

@@ -63,12 +63,12 @@ def coordinator(
         signer = Signer(settings.namespace, settings.signing_keys) if settings.signing_keys else None
         return RedisBroker(settings.redis_url or DEFAULT_REDIS_URL, settings.namespace, queue_depth, signer)
 
-    settle_garbage_collector()
     with (
         open_spans(settings, "coordinator") as spans,
         closing(open_store(settings.store_url)) as opened,
         closing(open_broker()) as watched,
     ):
+        settle_garbage_collector()
         process = CoordinatorProcess(opened, open_broker, loaded, spans)
         port = METRICS_PORT if settings.metrics_port is None else settings.metrics_port
         queues = queues_of(loaded)

@@ -39,8 +39,8 @@ def worker(graphs: tuple[str, ...], redis: str | None, queues: tuple[str, ...], 
     set_rq_prefix(f"{settings.namespace}:rq")
     from lockstep_worker.process import WorkerProcess
 
-    settle_garbage_collector()
     with open_spans(settings, "worker") as spans:
+        settle_garbage_collector()
         process = WorkerProcess(
             settings.redis_url or DEFAULT_REDIS_URL,
             settings.namespace,

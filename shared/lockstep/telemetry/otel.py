@@ -24,7 +24,7 @@ BATCH_SECONDS = 1.0
 BATCH_SPANS = 512
 """How often, and how many spans at a time, are sent."""
 
-MAX_WAITING = 8192
+MAX_WAITING = 2048
 """Spans that wait to be sent; more are dropped."""
 
 SCOPE = InstrumentationScope("lockstep")
