@@ -34,7 +34,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     port, and 0 none at all. `sinks` are where relays publish events to, see `lockstep.sinks`.
     `retention` is how long coordinators keep finished runs. `signing_keys` sign what goes over Redis: the first signs, all are
     accepted. `prices` is where the prices of models come from: MODULE:NAME, or a JSON file. `traces` says that OTEL_* names a
-    collector.
+    collector; `callback_key` makes the tokens of links to answers.
     """
 
     store_url: str = DEFAULT_STORE_URL
@@ -48,10 +48,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     signing_keys: tuple[str, ...] = ()
     prices: str | None = None
     traces: bool = False
+    callback_key: str | None = None
 
     def __repr__(self) -> str:
         """Without secrets: this may end in a log."""
-        hidden = {name: "***" for name in ("webhook_secret", "signing_keys") if getattr(self, name)}
+        hidden = {name: "***" for name in ("webhook_secret", "signing_keys", "callback_key") if getattr(self, name)}
         urls = {"store_url": masked(self.store_url), "redis_url": masked(self.redis_url or "")}
         shown = {**msgspec.structs.asdict(self), **urls, **hidden, "sinks": tuple(map(masked, self.sinks))}
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
@@ -68,6 +69,7 @@ VARIABLES = {
     "LOCKSTEP_RETENTION": "retention",
     "LOCKSTEP_SIGNING_KEY": "signing_keys",
     "LOCKSTEP_PRICES": "prices",
+    "LOCKSTEP_CALLBACK_KEY": "callback_key",
 }
 """The variables that are read, and the setting that each one gives."""
 
@@ -105,6 +107,7 @@ def read_settings(
         webhook_secret=env.get("LOCKSTEP_WEBHOOK_SECRET") or None,
         signing_keys=_signing_keys(env.get("LOCKSTEP_SIGNING_KEY", "")),
         prices=env.get("LOCKSTEP_PRICES") or None,
+        callback_key=env.get("LOCKSTEP_CALLBACK_KEY") or None,
         traces=any(env.get(name) for name in COLLECTORS) and env.get("OTEL_SDK_DISABLED", "").lower() != "true",
         retention=retentions_of(retention or env.get("LOCKSTEP_RETENTION") or DEFAULT_RETENTION),
     )

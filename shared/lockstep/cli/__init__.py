@@ -24,6 +24,7 @@ COMMANDS = {
     "explain": "lockstep.cli.explain",
     "resume": "lockstep.cli.run",
     "retry": "lockstep.cli.run",
+    "callback": "lockstep.cli.callback",
     "cancel": "lockstep.cli.submit",
     "update": "lockstep.cli.travel",
     "fork": "lockstep.cli.travel",
