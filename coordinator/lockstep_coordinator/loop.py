@@ -35,16 +35,15 @@ from lockstep.records import (
     Unreadable,
     Wake,
 )
-from lockstep.subgraphs import call_input_of, child_run_id
 from lockstep.telemetry.counts import Counts
 from lockstep.telemetry.spans import Spans
 from lockstep_coordinator.dispatch import Dispatcher
+from lockstep_coordinator.families import Families
 from lockstep_coordinator.items import Retry, Unusable, Verdict
 from lockstep_coordinator.lease import is_dead
-from lockstep_coordinator.questions import Call, Due
+from lockstep_coordinator.questions import Due
 from lockstep_coordinator.recovery import load
 from lockstep_coordinator.run import ActiveRun
-from lockstep_coordinator.subgraphs import child_of, end_of, ended_with, is_to_be_revived, not_needed
 from lockstep_coordinator.threads import NotItsTurn, first_of_threads
 from lockstep_coordinator.tracing import emit_run, emit_step
 
@@ -111,6 +110,7 @@ class Coordinator:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_numbers = itertools.count()
         self._moved: dict[str, ActiveRun] = {}
+        self._families = Families(store, self._runs, self)
         self._looks_soon = False
         self._stopping = threading.Event()
         self._commands_sent = threading.Event()
@@ -243,9 +243,9 @@ class Coordinator:
             except queue.Empty:
                 return
             if row.run_id not in self._runs:
-                self._load(row)
+                self.load(row)
 
-    def _load(self, row: RunRow, *, to_end_it: bool = False) -> ActiveRun | None:
+    def load(self, row: RunRow, *, to_end_it: bool = False) -> ActiveRun | None:
         """Put a run into memory; None: its graph's version is not loaded here, and it waits for who has it; or it waits for the
         run before in its thread, unless this is `to_end_it`.
         """
@@ -255,7 +255,7 @@ class Coordinator:
             return None
         self._runs[run.run_id] = self._moved[run.run_id] = run
         run.moved_at = self._clock.monotonic()
-        self._join_parent(run)
+        self._families.join(run)
         if run.options.deadline_seconds is not None:
             passed = max(0.0, self._clock.time() - row.created_at / 1000)
             self._set_timer(run.options.deadline_seconds - passed, lambda: self._pass_deadline(row.run_id))
@@ -264,59 +264,21 @@ class Coordinator:
         self._start_timers(run)
         if run.questions.calls:
             # Not at once: the other runs that are loaded with it may be those that it waits for.
-            self._set_timer(0.0, partial(self._make_calls, row.run_id))
+            self._set_timer(0.0, partial(self._families.make_calls, row.run_id))
         self._dispatcher.add(run)
         return run
 
-    def _join_parent(self, run: ActiveRun) -> None:
-        """Let the run of a subgraph and its parent know each other; one whose parent has ended, ends."""
-        called = call_input_of(run.row)
-        if called is None or run.row.parent_run_id is None:
-            return
-        parent = self._runs.get(run.row.parent_run_id)
-        if parent is not None:
-            parent.adopt(called.path, run)
-            return
-        for row in self._store.find_runs(run_ids=[run.row.parent_run_id]):
-            if row.status in FINISHED:
-                run.fail(ended_with(row))
+    def touch(self, run: ActiveRun) -> None:
+        """The run may have something to store."""
+        self._moved[run.run_id] = run
 
-    def _make_calls(self, run_id: str) -> None:
-        run = self._runs.get(run_id)
-        for call in run.questions.new_calls() if run is not None else ():
-            assert run is not None
-            self._attend(run, call)
+    def owns(self, row: RunRow) -> bool:
+        """Whether the run is in a partition of this coordinator."""
+        return row.partition_id in self._owned
 
-    def _attend(self, parent: ActiveRun, call: Call) -> None:
-        """Begin the run of a subgraph, or go on with it; if it has ended, that is the answer to the item that waits for it."""
-        [submitted] = self._store.submit([child_of(parent, call)])
-        row, run = submitted.row, self._runs.get(submitted.row.run_id)
-        if run is not None:
-            parent.adopt(call.path, run)  # Its end will be heard of.
-            self._moved[parent.run_id] = parent
-            return
-        revived = is_to_be_revived(row, parent.questions.answers_of(call.path))
-        if row.status in FINISHED and not revived:
-            parent.children.pop(call.path, None)
-            parent.answer_call(call, end_of(self._store, parent, call, row))
-            self._moved[parent.run_id] = parent
-        elif row.partition_id not in self._owned:
-            self._fetch(parent.run_id, call)
-        elif revived:
-            if (run := self._load(row)) is not None:
-                run.revive()
-        else:
-            self._go_on_with([row])
-
-    def _fetch(self, parent_run_id: str, call: Call) -> None:
-        """The run of a subgraph belongs to an owner that has died, as its parent did; or that will be known to have, soon."""
-        self._store.adopt(self._lease_id, served(self._graphs), [child_run_id(parent_run_id, call.path)], is_dead)
-
-        def again() -> None:
-            parent = self._runs.get(parent_run_id)
-            if parent is not None and call in parent.questions.calls:
-                self._attend(parent, call)
-
+    def fetch(self, run_id: str, again: Callable[[], None]) -> None:
+        """Take over a run whose owner has died, or will soon be known to have; `again` looks whether it has."""
+        self._store.adopt(self._lease_id, served(self._graphs), [run_id], is_dead)
         self._set_timer(SWEEP_SECONDS, again)
 
     def _start_timers(self, run: ActiveRun) -> None:
@@ -366,11 +328,11 @@ class Coordinator:
             name = min(self._gained)
             self.counts.takeovers += 1
             self._own({**self._owned, name: self._gained.pop(name)})
-            self._go_on_with(row for row in self._store.unfinished([name]) if row.run_id not in self._runs)
+            self.go_on_with(row for row in self._store.unfinished([name]) if row.run_id not in self._runs)
 
-    def _go_on_with(self, rows: Iterable[RunRow]) -> None:
+    def go_on_with(self, rows: Iterable[RunRow]) -> None:
         """Load runs that others have moved before. What they have handed out is waited for, not handed out twice."""
-        runs = {row.run_id: run for row in rows if (run := self._load(row)) is not None}
+        runs = {row.run_id: run for row in rows if (run := self.load(row)) is not None}
         begun = [run_id for run_id, run in runs.items() if run.frontier.items]
         if not begun:
             return
@@ -386,7 +348,7 @@ class Coordinator:
         work = self._store.poll(self._lease_id)
         for row in first_of_threads(work.new):
             if row.run_id not in self._runs and row.partition_id in self._owned:
-                self._load(row)
+                self.load(row)
         for command in work.commands:
             self._obey(command)
 
@@ -395,7 +357,7 @@ class Coordinator:
         if run is None:
             # None: it was deleted meanwhile, and its commands with it; or its partition has not been taken up yet.
             rows = [row for row in self._store.find_runs(run_ids=[command.run_id]) if row.partition_id in self._owned]
-            run = self._load(rows[0], to_end_it=command.kind == "cancel") if rows else None
+            run = self.load(rows[0], to_end_it=command.kind == "cancel") if rows else None
         if run is not None:
             run.obey(command)
             self._moved[run.run_id] = run
@@ -468,50 +430,27 @@ class Coordinator:
                 emit_run(self._spans, run)
             self.counts.ended[run.row.status.value, run.error_type] += run.row.status is not before
             self.counts.conflicts += run.row.status is not before and run.error_type == ConflictError.__name__
-            self._tell_children(run)
+            self._families.end_children(run)
             self._forget(run)
-            self._tell_parent_of_end(run)
+            self._families.tell_parent_of_end(run)
             if run.row.thread_id is not None and not self._looks_soon:
                 self._looks_soon = True
                 self._set_timer(0.0, self._look)  # The next run of the thread may begin.
         elif transition.update is not None and (transition.update.revives or transition.update.graph_hash is not None):
             self._forget(run)
-            self._load(run.row)
+            self.load(run.row)
         elif step is not None or run.ready:
             self._dispatcher.add(run)  # Of a step that goes on, error handlers and answered items may be ready now.
         # Of what has asked, and that is committed now.
         self._start_timers(run)
-        self._make_calls(run.run_id)
-        self._tell_parent(run)
+        self._families.make_calls(run.run_id)
+        self._families.tell(run)
         if transition.update is not None:
             self._observer.moved(run)
         if transition.events:
             self._observer.emitted()
         if transition.update is not None and step is None and self._runs.get(run.run_id) is run:
             self._moved[run.run_id] = run  # Of what has arrived with it, a step may be complete.
-
-    def _tell_children(self, run: ActiveRun) -> None:
-        """A run has ended, and its subgraphs do so with it."""
-        for child in run.children.values():
-            child.fail(ended_with(run.row))
-            self._moved[child.run_id] = child
-
-    def _tell_parent_of_end(self, run: ActiveRun) -> None:
-        """A run has ended: the item of which it was the work has its answer."""
-        parent = self._runs.get(run.row.parent_run_id or "")
-        for call in parent.questions.calls if parent is not None else ():
-            assert parent is not None
-            if child_run_id(parent.run_id, call.path) == run.run_id:
-                self._attend(parent, call)
-
-    def _tell_parent(self, run: ActiveRun) -> None:
-        """A run waits for people, or goes on: so may its parent. Subgraphs that it does not wait for any more end."""
-        if run.parent is not None:
-            run.parent.hear_of(run)
-            self._moved[run.parent.run_id] = run.parent
-        for child in run.abandoned():
-            child.fail(not_needed(run.row))
-            self._moved[child.run_id] = child
 
     def _adopt_stored(self, run: ActiveRun) -> None:
         """Somebody else moved the run: drop what is in memory, and go on from what is stored if the run is still ours."""
@@ -521,7 +460,7 @@ class Coordinator:
         def reload() -> None:
             rows = self._store.find_runs(run_ids=[run_id])
             if rows and run_id not in self._runs and rows[0].partition_id in self._owned and rows[0].status not in FINISHED:
-                self._go_on_with(rows)
+                self.go_on_with(rows)
 
         # Not at once: should the reason last, this must not become a busy loop.
         self._set_timer(SWEEP_SECONDS, reload)

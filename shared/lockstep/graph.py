@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import itertools
 import math
 import re
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeVar, get_args, overload
 
@@ -31,6 +29,7 @@ from lockstep.core.policy import ONCE, RetryPolicy
 from lockstep.core.superstep import Program
 from lockstep.core.topology import Barrier, Edge, Node, Topology
 from lockstep.errors import ConfigurationError
+from lockstep.functions import is_async, labels_of, may_return_command, takes_context
 from lockstep.schema import name_of, schema_of
 
 F = TypeVar("F", bound=NodeFunction)
@@ -190,7 +189,7 @@ class Graph:
         self._add(
             name,
             function,
-            takes_context=_takes_context(function, f"node {name!r}"),
+            takes_context=takes_context(function, f"node {name!r}"),
             queue=queue,
             retry=retry,
             timeout_seconds=timeout_seconds,
@@ -273,9 +272,9 @@ class Graph:
         name = getattr(router, "__name__", type(router).__name__)
         self._check_source(source, f"add_conditional_edges({source!r}, {name})")
         self._compiled = None
-        labels = _labels(router, path_map)
-        takes_context = _takes_context(router, f"router {name!r} of {source!r}")
-        self._routers[source].append(Router(name, router, labels, takes_context))
+        labels = labels_of(router, path_map)
+        wants = takes_context(router, f"router {name!r} of {source!r}")
+        self._routers[source].append(Router(name, router, labels, wants))
         return self
 
     def add_sequence(self, functions: Sequence[NodeFunction | tuple[str, NodeFunction]]) -> Graph:
@@ -414,7 +413,7 @@ class Graph:
         if subgraph is not None:
             functions += [mapping for mapping in (subgraph.input, subgraph.output) if callable(mapping)]
         isolated = options["isolation"] == "process"
-        if isolated and any(map(_is_async, functions[1:])):
+        if isolated and any(map(is_async, functions[1:])):
             raise ConfigurationError(
                 f"node {name!r} has isolation='process': its routers and its error handler must not be async",
                 option="isolation",
@@ -424,7 +423,7 @@ class Graph:
             function=options["function"],
             routers=routers,
             takes_context=options["takes_context"],
-            is_async=not isolated and any(map(_is_async, functions)),
+            is_async=not isolated and any(map(is_async, functions)),
             queue=options["queue"],
             retry=options["retry"],
             timeout_seconds=options["timeout_seconds"],
@@ -436,8 +435,8 @@ class Graph:
 
     def _start(self) -> NodeSpec:
         routers = tuple(self._routers[START])
-        is_async = any(_is_async(router.function) for router in routers)
-        return NodeSpec(START, None, routers, False, is_async, "default", None, None)
+        awaits = any(is_async(router.function) for router in routers)
+        return NodeSpec(START, None, routers, False, awaits, "default", None, None)
 
     def _check_targets(self) -> None:
         known = self._nodes.keys() | {END}
@@ -471,7 +470,7 @@ class Graph:
             routers = self._routers[name]
             if any(router.labels is None for router in routers):
                 return
-            if name != START and (self._nodes[name]["nested"] or any(map(_may_return_command, self._functions_of(name)))):
+            if name != START and (self._nodes[name]["nested"] or any(map(may_return_command, self._functions_of(name)))):
                 return
             targets = {edge.target for edge in self._edges[name]}
             targets.update(*[(router.labels or {}).values() for router in routers])
@@ -536,10 +535,6 @@ class Nested(msgspec.Struct, frozen=True):
 StateGraph = Graph
 
 
-def _is_async(function: NodeFunction) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
-
-
 def _checked_max_concurrent(count: int | None, node: str) -> int | None:
     if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
         raise ConfigurationError(
@@ -564,34 +559,7 @@ def _handler(function: NodeFunction, node: str) -> Handler:
     if not callable(function):
         raise ConfigurationError(f"node {node!r}: error_handler={function!r} must be a function", option="error_handler")
     name = str(getattr(function, "__name__", type(function).__name__))
-    return Handler(name, function, _takes_context(function, f"error handler {name!r} of {node!r}"))
-
-
-def _takes_context(function: NodeFunction, what: str) -> bool:
-    """Whether a function wants the Context beside the state. Raises ConfigurationError if it can take neither one nor two."""
-    try:
-        signature = inspect.signature(function)
-    except ValueError:
-        return False  # A builtin that does not show its signature gets the state alone.
-    positional = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    takes_context = len(positional) > 1 and (positional[1].default is inspect.Parameter.empty or positional[1].name == "ctx")
-    try:
-        signature.bind(*[None] * (2 if takes_context else 1))
-    except TypeError:
-        pass
-    else:
-        return takes_context
-    raise ConfigurationError(f"{what} must take (state) or (state, ctx), but it takes {signature}", option="node")
-
-
-def _labels(router: NodeFunction, path_map: Mapping[Any, str] | Sequence[str] | None) -> dict[Any, str] | None:
-    """What a router may return, mapped to nodes: from path_map, else from a `-> Literal[...]` annotation."""
-    if path_map is not None:
-        return dict(path_map) if isinstance(path_map, Mapping) else {name: name for name in path_map}
-    returned = _returned(router)
-    if typing.get_origin(returned) is Literal:
-        return {name: name for name in typing.get_args(returned)}
-    return None
+    return Handler(name, function, takes_context(function, f"error handler {name!r} of {node!r}"))
 
 
 def _mapping_record(mapping: Mapping[str, str] | NodeFunction) -> Any:
@@ -600,16 +568,3 @@ def _mapping_record(mapping: Mapping[str, str] | NodeFunction) -> Any:
 
 def _label_record(labels: dict[Any, str] | None) -> list[list[str]] | None:
     return None if labels is None else sorted([repr(label), target] for label, target in labels.items())
-
-
-def _may_return_command(function: NodeFunction) -> bool:
-    returned = _returned(function)
-    return returned is Any or "Command" in str(returned)
-
-
-def _returned(function: NodeFunction) -> Any:
-    """The return annotation; Any where there is none, or it cannot be read."""
-    try:
-        return typing.get_type_hints(function).get("return", Any)
-    except (NameError, TypeError, AttributeError):
-        return Any

@@ -245,6 +245,7 @@ class RqWorker(BaseWorker):
         )
         self._process = process
         self._next_look = 0.0
+        self._found_all = False
         self._shown = ""
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
@@ -270,10 +271,13 @@ class RqWorker(BaseWorker):
                 if self._process.sender.is_full:
                     time.sleep(OUTAGE_PAUSE_SECONDS)
                 elif room > 0:
+                    if self._found_all:
+                        self._process.link.wait(LOOK_SECONDS)
                     jobs = self._process.link.claim(room)
+                    # Fewer than there was room for: then the queues were empty, and who adds to one rings.
+                    self._found_all = len(jobs) < room
                     if jobs:
                         return jobs, None
-                    self._process.link.wait(LOOK_SECONDS)
             except (RedisError, OSError) as error:
                 self._process.redis_errors += 1
                 log.warning("Redis does not answer; trying again", error=str(error))
