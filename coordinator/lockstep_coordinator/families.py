@@ -5,16 +5,19 @@ Both have the same owner, so nothing has to be sent: after a crash, the child's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from lockstep.core.lifecycle import FINISHED
 from lockstep.ports import Store
 from lockstep.records import RunRow
-from lockstep.subgraphs import call_input_of, child_run_id
+from lockstep.subgraphs import call_input_of
 from lockstep_coordinator.questions import Call
 from lockstep_coordinator.run import ActiveRun
 from lockstep_coordinator.subgraphs import child_of, end_of, ended_with, is_to_be_revived, not_needed
+
+CALLS_PER_TRANSACTION = 200
+"""Runs of subgraphs that are stored at a time."""
 
 
 class Host(Protocol):
@@ -34,6 +37,12 @@ class Host(Protocol):
 
     def fetch(self, run_id: str, again: Callable[[], None]) -> None:
         """Take over a run whose owner has died, or will soon be known to have; then call `again`."""
+
+
+def batched(calls: Sequence[Call]) -> Iterator[Sequence[Call]]:
+    """In portions, each for one transaction."""
+    for start in range(0, len(calls), CALLS_PER_TRANSACTION):
+        yield calls[start : start + CALLS_PER_TRANSACTION]
 
 
 class Families:
@@ -60,14 +69,19 @@ class Families:
     def make_calls(self, run_id: str) -> None:
         """Begin what the items of a run have called, and that is committed."""
         run = self._runs.get(run_id)
-        for call in run.questions.new_calls() if run is not None else ():
-            assert run is not None
-            self._attend(run, call)
+        if run is not None:
+            for calls in batched(run.questions.new_calls()):
+                self._attend(run, calls)
 
-    def _attend(self, parent: ActiveRun, call: Call) -> None:
-        """Begin the run of a subgraph, or go on with it; if it has ended, that is the answer to the item that waits for it."""
-        [submitted] = self._store.submit([child_of(parent, call)])
-        row, run = submitted.row, self._runs.get(submitted.row.run_id)
+    def _attend(self, parent: ActiveRun, calls: Sequence[Call]) -> None:
+        """Begin the runs of subgraphs, or go on with them."""
+        submitted = self._store.submit([child_of(parent, call) for call in calls])
+        for call, one in zip(calls, submitted, strict=True):
+            self._see_to(parent, call, one.row)
+
+    def _see_to(self, parent: ActiveRun, call: Call, row: RunRow) -> None:
+        """Go on with the run of a subgraph; if it has ended, that is the answer to the item that waits for it."""
+        run = self._runs.get(row.run_id)
         if run is not None:
             parent.adopt(call.path, run)  # Its end will be heard of.
             self._host.touch(parent)
@@ -87,8 +101,8 @@ class Families:
 
     def _attend_again(self, parent_run_id: str, call: Call) -> None:
         parent = self._runs.get(parent_run_id)
-        if parent is not None and call in parent.questions.calls:
-            self._attend(parent, call)
+        if parent is not None and parent.questions.call_at(call.path) == call:
+            self._attend(parent, [call])
 
     def end_children(self, run: ActiveRun) -> None:
         """A run has ended, and its subgraphs do so with it."""
@@ -99,16 +113,18 @@ class Families:
     def tell_parent_of_end(self, run: ActiveRun) -> None:
         """A run has ended: the item of which it was the work has its answer."""
         parent = self._runs.get(run.row.parent_run_id or "")
-        for call in parent.questions.calls if parent is not None else ():
-            assert parent is not None
-            if child_run_id(parent.run_id, call.path) == run.run_id:
-                self._attend(parent, call)
+        call = parent.questions.call_at(run.called_at) if parent is not None else None
+        if parent is not None and call is not None:
+            self._see_to(parent, call, run.row)
 
-    def tell(self, run: ActiveRun) -> None:
-        """A run waits for people, or goes on: so may its parent. Subgraphs that it does not wait for any more end."""
+    def tell_parent(self, run: ActiveRun) -> None:
+        """A run waits for people, or goes on: so may its parent."""
         if run.parent is not None:
             run.parent.hear_of(run)
             self._host.touch(run.parent)
+
+    def end_abandoned(self, run: ActiveRun) -> None:
+        """Subgraphs that a run does not wait for any more end."""
         for child in run.abandoned():
             child.fail(not_needed(run.row))
             self._host.touch(child)

@@ -444,7 +444,10 @@ class Coordinator:
         # Of what has asked, and that is committed now.
         self._start_timers(run)
         self._families.make_calls(run.run_id)
-        self._families.tell(run)
+        if run.row.status is not before:
+            self._families.tell_parent(run)
+        if step is not None:
+            self._families.end_abandoned(run)
         if transition.update is not None:
             self._observer.moved(run)
         if transition.events:

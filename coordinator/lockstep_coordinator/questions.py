@@ -5,6 +5,7 @@ Questions go to people, to the clock, or, of items that are subgraphs, to a run 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -107,15 +108,21 @@ class Questions:
     @property
     def to_people(self) -> list[bytes]:
         """The items whose open questions somebody has to answer."""
+        if len(self.open) == len(self._calls):
+            return []  # All wait for runs; there may be thousands.
         return [path for path in self.open if path not in self._calls and not self._sleeps(path)]
 
     def _sleeps(self, path: bytes) -> bool:
         return path in self._timers and self._timers[path].sleeps
 
     @property
-    def calls(self) -> list[Call]:
+    def calls(self) -> Collection[Call]:
         """The calls that wait for the end of their runs."""
-        return list(self._calls.values())
+        return self._calls.values()
+
+    def call_at(self, path: bytes) -> Call | None:
+        """The call of an item, if it waits for the end of a run."""
+        return self._calls.get(path)
 
     def new_calls(self) -> list[Call]:
         """Those that were made since this was called last."""

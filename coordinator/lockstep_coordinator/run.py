@@ -53,6 +53,8 @@ class ActiveRun(ItemsUnderWay):
         self.base: State | None = None
         self.parent: ActiveRun | None = None
         self.children: dict[bytes, ActiveRun] = {}
+        self.called_at = b""
+        self._asking_children: set[bytes] = set()
         self._fatal: LockstepError | None = None
         self._migrated: Step | None = None
         self._consumed: list[str] = []
@@ -129,14 +131,15 @@ class ActiveRun(ItemsUnderWay):
 
     def adopt(self, path: bytes, child: ActiveRun) -> None:
         """An item of this run waits for the end of that one."""
-        child.parent = self
+        child.parent, child.called_at = self, path
         self.children[path] = child
         self.hear_of(child)
 
     def part(self) -> None:
         """This run is not in memory any more: its parent and its children do not know it."""
-        if self.parent is not None:
-            self.parent.children = {path: one for path, one in self.parent.children.items() if one is not self}
+        if self.parent is not None and self.parent.children.get(self.called_at) is self:
+            del self.parent.children[self.called_at]
+            self.parent._asking_children.discard(self.called_at)
         for child in self.children.values():
             child.parent = None
         self.parent, self.children = None, {}
@@ -144,6 +147,10 @@ class ActiveRun(ItemsUnderWay):
     def hear_of(self, child: ActiveRun) -> None:
         """The run of a subgraph goes on, or waits for people."""
         self._answered = self._answered or child.row.status is RunStatus.RUNNING
+        if child.row.status is RunStatus.INTERRUPTED:
+            self._asking_children.add(child.called_at)
+        else:
+            self._asking_children.discard(child.called_at)
 
     def abandoned(self) -> list[ActiveRun]:
         """The runs of subgraphs that no item of this run waits for any more: somebody has changed what is due."""
@@ -170,8 +177,7 @@ class ActiveRun(ItemsUnderWay):
     @property
     def _asking(self) -> list[bytes]:
         """The items that wait for people: with a question of theirs, or as subgraphs."""
-        below = [path for path, child in self.children.items() if child.row.status is RunStatus.INTERRUPTED]
-        return [*self.questions.to_people, *(path for path in below if path in self.questions.open)]
+        return [*self.questions.to_people, *(path for path in self._asking_children if path in self.questions.open)]
 
     def answer_by_timer(self, due: Due) -> None:
         """The time of a question has passed: unless somebody has answered, that is the answer."""
