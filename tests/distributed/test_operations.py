@@ -538,7 +538,7 @@ def test_taken_metrics_port(cluster: Cluster) -> None:
         )
         assert code == 2
         assert line.startswith("ConfigurationError:")
-        assert f"LOCKSTEP_METRICS_PORT: port {port}" in line
+        assert f"port {port} cannot be opened" in line and "LOCKSTEP_METRICS_PORT" in line
 
 
 def test_coordinators_remove_what_finished_long_ago(cluster: Cluster) -> None:
