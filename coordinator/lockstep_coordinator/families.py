@@ -110,12 +110,13 @@ class Families:
             child.fail(ended_with(run.row))
             self._host.touch(child)
 
-    def tell_parent_of_end(self, run: ActiveRun) -> None:
+    def tell_parent_of_end(self, row: RunRow) -> None:
         """A run has ended: the item of which it was the work has its answer."""
-        parent = self._runs.get(run.row.parent_run_id or "")
-        call = parent.questions.call_at(run.called_at) if parent is not None else None
+        parent = self._runs.get(row.parent_run_id or "")
+        called = call_input_of(row) if parent is not None else None
+        call = parent.questions.call_at(called.path) if parent is not None and called is not None else None
         if parent is not None and call is not None:
-            self._see_to(parent, call, run.row)
+            self._see_to(parent, call, row)
 
     def tell_parent(self, run: ActiveRun) -> None:
         """A run waits for people, or goes on: so may its parent."""

@@ -432,7 +432,7 @@ class Coordinator:
             self.counts.conflicts += run.row.status is not before and run.error_type == ConflictError.__name__
             self._families.end_children(run)
             self._forget(run)
-            self._families.tell_parent_of_end(run)
+            self._families.tell_parent_of_end(run.row)
             if run.row.thread_id is not None and not self._looks_soon:
                 self._looks_soon = True
                 self._set_timer(0.0, self._look)  # The next run of the thread may begin.
@@ -462,7 +462,11 @@ class Coordinator:
 
         def reload() -> None:
             rows = self._store.find_runs(run_ids=[run_id])
-            if rows and run_id not in self._runs and rows[0].partition_id in self._owned and rows[0].status not in FINISHED:
+            if not rows or run_id in self._runs or not self.owns(rows[0]):
+                return
+            if rows[0].status in FINISHED:
+                self._families.tell_parent_of_end(rows[0])
+            else:
                 self.go_on_with(rows)
 
         # Not at once: should the reason last, this must not become a busy loop.

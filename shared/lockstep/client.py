@@ -25,6 +25,7 @@ from lockstep.ports import LiveReader, Reader
 from lockstep.records import Command, NewRun, RunRow
 from lockstep.run import Run, runs_of
 from lockstep.store import open_store
+from lockstep.subgraphs import delete_with_children
 from lockstep.submission import IfBusy, check_same, check_thread, checked_id, encoded_input, new_run_id
 from lockstep.telemetry.spans import current_traceparent
 
@@ -169,7 +170,7 @@ class Client:
 
     def delete(self, run_id: str) -> bool:
         """Remove a finished run and all that belongs to it; False: it is not there or not finished."""
-        return self._store.delete(run_id)
+        return delete_with_children(self._store, run_id)
 
     @property
     def reader(self) -> Reader:

@@ -27,6 +27,7 @@ from lockstep.prices import PRICES, Pricing
 from lockstep.records import NewRun, RunRow
 from lockstep.run import Run, runs_of
 from lockstep.streaming import StreamEvent, StreamMode, check_modes
+from lockstep.subgraphs import call_input_of, delete_with_children
 from lockstep.submission import IfBusy, check_same, check_thread, checked_id, encoded_input, new_run_id
 from lockstep.telemetry.spans import current_traceparent
 
@@ -200,12 +201,15 @@ class Engine:
         """Take over the unfinished runs of engines that have died, as far as it holds their graphs; they go on at once.
 
         An engine of this machine counts as dead when its process is gone; another when its lease has ended. No node that had
-        journalled its result runs again. With a `run_id` only that run; raises
-        GraphVersionError if it needs another version of its graph.
+        journalled its result runs again. With a `run_id` only that run, and its subgraphs; raises GraphVersionError if it
+        needs another version of its graph. Those of subgraphs are taken over with theirs, and not listed.
         """
         parts = self._running()
         if run_id is None:
-            return [Run(adopted, parts, owner=self) for adopted in parts.coordinator.adopt()]
+            adopted = parts.coordinator.adopt()
+            rows = parts.store.find_runs(run_ids=adopted, limit=max(1, len(adopted)))
+            below = {row.run_id for row in rows if call_input_of(row) is not None}
+            return [Run(run_id, parts, owner=self) for run_id in adopted if run_id not in below]
         self._go_on_with(parts, self.run(run_id).row())
         return [Run(run_id, parts, owner=self)]
 
@@ -217,7 +221,7 @@ class Engine:
 
     def delete(self, run_id: str) -> bool:
         """Remove a finished run and all that belongs to it; False: it is not there or not finished."""
-        return self._running().store.delete(run_id)
+        return delete_with_children(self._running().store, run_id)
 
     def _graph(self, name: str | None) -> CompiledGraph:
         if name is None and len(self._by_name) == 1:

@@ -12,7 +12,7 @@ import msgspec
 from lockstep.core.canonical import MAX_DEPTH, canonical_bytes
 from lockstep.core.ordering import ROOT_PATH
 from lockstep.core.records import Finished, Write
-from lockstep.ports import Reader
+from lockstep.ports import Reader, Store
 from lockstep.records import JournalRow, RunRow
 from lockstep.wire import OUTCOME_DEPTH, finished_of, finished_record
 
@@ -107,6 +107,16 @@ def children_of(reader: Reader, run_id: str) -> Iterator[RunRow]:
     while rows := reader.find_runs(parent=run_id, after=after):
         yield from (row for row in rows if call_input_of(row) is not None)
         after = rows[-1].run_id
+
+
+def delete_with_children(store: Store, run_id: str) -> bool:
+    """Remove a finished run, and those of its subgraphs; False: it is not there or not finished."""
+    children = [row.run_id for row in children_of(store, run_id)]
+    if not store.delete(run_id):
+        return False
+    for child in children:
+        delete_with_children(store, child)
+    return True
 
 
 def run_with_ancestors(reader: Reader, run_id: str) -> list[str]:

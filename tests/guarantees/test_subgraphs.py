@@ -501,7 +501,8 @@ def test_one_of_several_that_fails_lets_the_others_finish(store_url: str) -> Non
         assert Counter(child.status.value for child in run.children()) == {"succeeded": 3, "failed": 1}
 
 
-def test_who_recovers_a_run_recovers_its_subgraphs(one_store: str, wait: Any, abandon: Any) -> None:
+@pytest.mark.parametrize("alone", [True, False])
+def test_who_recovers_a_run_recovers_its_subgraphs(one_store: str, wait: Any, abandon: Any, alone: bool) -> None:
     # given a process that ended while a subgraph was under way
     entered, let = threading.Event(), threading.Event()
 
@@ -519,7 +520,7 @@ def test_who_recovers_a_run_recovers_its_subgraphs(one_store: str, wait: Any, ab
 
     # when another one takes over that run alone, then what is below it goes on, too
     with Engine(worked.graph, one_store) as engine:
-        [run] = engine.recover("run")
+        [run] = engine.recover("run") if alone else engine.recover()
         assert run.result(PATIENCE_SECONDS)["notes"] == ["first", "found", "checked None", "last"]
         assert worked.calls == {"first": 1, "find": 2, "check": 1, "last": 1}
 
@@ -701,6 +702,19 @@ def test_another_subgraph_is_another_version() -> None:
     hashes = [outer(one), outer(one), outer(longer), outer(one, output={"notes": "notes"})]
     assert hashes[0] == hashes[1]
     assert len(set(hashes)) == 3
+
+
+def test_with_a_run_go_those_of_its_subgraphs(store_url: str, sound: Any) -> None:
+    middle = Graph(Inner, name="middle").add_node("inner", Worked().inner).add_edge(START, "inner")
+    with Engine(Graph(State).add_node("middle", middle).add_edge(START, "middle"), store_url) as engine:
+        for name in ("run", "other"):
+            engine.submit({"topic": "bees"}, run_id=name).result(PATIENCE_SECONDS)
+        assert len(list(engine.runs())) == 6
+        assert engine.delete("run")
+        assert {run.run_id.split(":")[0] for run in engine.runs()} == {"other"}
+        assert len(list(engine.runs())) == 3
+        assert not engine.delete("run")
+        sound(engine)
 
 
 def test_the_command_line_lists_the_runs_of_subgraphs(tmp_path: Path, command_line: Any) -> None:
