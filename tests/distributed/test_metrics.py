@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
-from tests.distributed.conftest import PATIENCE_SECONDS, Cluster, Ledger
+from tests.distributed.conftest import PATIENCE_SECONDS, Cluster, Figure, Ledger
 from tests.servers import RedisServer, free_port
 
 from lockstep import START, ConfigurationError, ConflictError, Context, Engine, Graph, RetryPolicy, Usage
@@ -21,9 +21,6 @@ from lockstep.telemetry.counts import MAX_MODELS, OTHER, Counts, Distribution
 from lockstep.telemetry.metrics import Readings
 from lockstep.telemetry.pulse import ALIVE_SECONDS, Pulse, Pulses
 from lockstep.telemetry.server import Server
-
-START_SECONDS = 5.0
-"""How soon after its start a process shall say all that it has to say."""
 
 CONTRACT = {
     "langgraph_inflight_nodes",
@@ -67,11 +64,11 @@ def test_the_contract_is_in_every_role() -> None:
     assert all(of(role) >= CONTRACT for role in ("coordinator", "worker", "relay", "engine"))
 
 
-def test_every_role_shows_all_of_its_metrics_from_the_start(cluster: Cluster) -> None:
+def test_every_role_shows_all_of_its_metrics_from_the_start(cluster: Cluster, figure: Figure) -> None:
     ports = {"coordinator": free_port(), "worker": free_port(), "relay": free_port()}
-    began = time.monotonic()
     cluster.coordinator(LOCKSTEP_METRICS_PORT=str(ports["coordinator"]))
     cluster.worker(LOCKSTEP_METRICS_PORT=str(ports["worker"]))
+    began = time.monotonic()
     relay = cluster.spawn("relay", "--store", cluster.store_url, "--sink", "log", LOCKSTEP_METRICS_PORT=str(ports["relay"]))
     cluster.workers.append(relay)
 
@@ -81,8 +78,8 @@ def test_every_role_shows_all_of_its_metrics_from_the_start(cluster: Cluster) ->
         except OSError:
             return False
 
-    cluster.until(shown, "all metrics are there", seconds=3 * START_SECONDS)
-    assert time.monotonic() - began < 3 * START_SECONDS  # Three processes that start one after the other, 5 s each.
+    cluster.until(shown, "all metrics are there")
+    figure("seconds from the relay's start until all are shown", time.monotonic() - began)
     for port in ports.values():
         cluster.until(lambda port=port: verdict(port, "/readyz") == (200, "ok\n"), "it is ready")
         assert verdict(port, "/livez") == (200, "ok\n")
