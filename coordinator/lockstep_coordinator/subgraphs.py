@@ -19,8 +19,8 @@ from lockstep.errors import LockstepError, ParentEndedError, RunCancelledError, 
 from lockstep.history import STEPS_PER_READ, items_in_place, read_position
 from lockstep.options import encode_options
 from lockstep.ports import Reader
-from lockstep.records import NewRun, RunRow
-from lockstep.subgraphs import CallInput, Failed, Result, child_run_id, decode_end
+from lockstep.records import NewRun, RunRow, Top
+from lockstep.subgraphs import CallInput, Failed, Result, call_input_of, child_run_id, decode_end
 from lockstep.telemetry.spans import RunTrace
 from lockstep.wire import decode_outcome
 from lockstep_coordinator.questions import Call
@@ -42,13 +42,20 @@ def child_of(parent: ActiveRun, call: Call) -> NewRun:
         run_id=child_run_id(parent.run_id, call.path),
         graph=subgraph.graph.name,
         graph_hash=subgraph.graph.hash,
-        input=CallInput(path=call.path, input=json.loads(call.input)).encoded(),
+        input=CallInput(path=call.path, input=json.loads(call.input), top=_top(parent, item.place)).encoded(),
         options=canonical_bytes(encode_options(options)),
         partition_id=parent.row.partition_id,
         shard=parent.row.shard,
         parent_run_id=parent.run_id,
         trace_context=RunTrace(parent.run_id, parent.row.trace_context).step(parent.row.step_id + 1).traceparent,
     )
+
+
+def _top(parent: ActiveRun, node: str) -> Top:
+    above = call_input_of(parent.row)
+    if above is None:
+        return Top(parent.run_id, parent.row.step_id + 1, node)
+    return Top(above.top.run_id, above.top.step_id, f"{above.top.node}/{node}")
 
 
 def subgraph_at(parent: ActiveRun, call: Call) -> Subgraph:

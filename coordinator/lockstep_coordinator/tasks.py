@@ -11,6 +11,7 @@ from lockstep.core.ordering import run_seed_of
 from lockstep.core.records import WorkItem
 from lockstep.options import Options
 from lockstep.records import RunRow, Task
+from lockstep.subgraphs import call_input_of
 
 
 class TaskMaker:
@@ -21,6 +22,8 @@ class TaskMaker:
         self._graph = graph
         self._options = options
         self._seed = run_seed_of(row.run_id) if options.seed is None else options.seed
+        called = call_input_of(row)
+        self._top = called.top if called is not None else None
         self._context = canonical_bytes(options.context) if options.context is not None else None
 
     def task(
@@ -61,4 +64,5 @@ class TaskMaker:
             recorded=tuple(recorded),
             context=self._context,
             trace_context=self._row.trace_context,
+            top=self._top,
         )

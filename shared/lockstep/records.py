@@ -349,14 +349,23 @@ class Work(msgspec.Struct, frozen=True):
     commands: Sequence[Command] = ()
 
 
+class Top(msgspec.Struct, frozen=True):
+    """The run at the top of a subgraph's: which of its steps waits for it, and the node there, "node/theirs" of deeper ones."""
+
+    run_id: str
+    step_id: int
+    node: str
+
+
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """A work item handed to a worker, with all that the worker needs to execute it.
 
     `state` is S(k-1) as canonical bytes; `payload` a Send's, which then replaces it. Results go to the partition's owner.
     Of a node with `max_concurrent`, no more tasks than that are handed out at a time.
     `answers` are those to the questions that the item has asked, in order; `recorded` the calls that it made before each that
-    made some, see `encode_calls`. `context` is what was submitted as such, as canonical bytes.
-    `trace_context` is that of the run's row. The task of an error handler `stands_for` the node that failed, with this `error`.
+    made some, see `encode_calls`. `context` is what was submitted as such, as canonical bytes. `trace_context` is that of the
+    run's row; `top` is where what a subgraph's nodes stream belongs. The task of an error handler `stands_for` the node that
+    failed, with this `error`.
     """
 
     run_id: str
@@ -382,6 +391,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     recorded: tuple[bytes, ...] = ()
     context: bytes | None = None
     trace_context: str | None = None
+    top: Top | None = None
 
     @property
     def place(self) -> str:

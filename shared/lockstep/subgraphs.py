@@ -13,7 +13,7 @@ from lockstep.core.canonical import MAX_DEPTH, canonical_bytes
 from lockstep.core.ordering import ROOT_PATH
 from lockstep.core.records import Finished, Write
 from lockstep.ports import Reader, Store
-from lockstep.records import JournalRow, RunRow
+from lockstep.records import JournalRow, RunRow, Top
 from lockstep.wire import OUTCOME_DEPTH, finished_of, finished_record
 
 CALLED = "__called__"
@@ -26,14 +26,16 @@ MAX_RUN_ID = 128
 
 
 class CallInput(msgspec.Struct, frozen=True, kw_only=True):
-    """What the run of a subgraph begins with: the path of its parent's item, and the input."""
+    """What the run of a subgraph begins with: the path of its parent's item, the input, and who is at the top."""
 
     path: bytes
     input: dict[str, Any]
+    top: Top
 
     def encoded(self) -> bytes:
         """As the run's input."""
-        return canonical_bytes({CALLED: {"path": self.path.hex(), "input": self.input}}, depth=MAX_DEPTH + 2)
+        record = {"path": self.path.hex(), "input": self.input, "top": msgspec.to_builtins(self.top)}
+        return canonical_bytes({CALLED: record}, depth=MAX_DEPTH + 2)
 
 
 def call_input_of(row: RunRow) -> CallInput | None:
@@ -41,7 +43,9 @@ def call_input_of(row: RunRow) -> CallInput | None:
     if row.parent_run_id is None:
         return None
     found = json.loads(row.input).get(CALLED)
-    return None if found is None else CallInput(path=bytes.fromhex(found["path"]), input=found["input"])
+    if found is None:
+        return None
+    return CallInput(path=bytes.fromhex(found["path"]), input=found["input"], top=msgspec.convert(found["top"], Top))
 
 
 def begins_with(row: RunRow) -> tuple[dict[str, Any], bytes]:

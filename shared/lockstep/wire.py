@@ -13,7 +13,7 @@ from lockstep.core.canonical import MAX_DEPTH, canonical_bytes
 from lockstep.core.records import Failure, Finished, Route, Write
 from lockstep.errors import StateError
 from lockstep.recording import Call
-from lockstep.records import Chunk, HandedBack, JournalRow, Task, TaskResult
+from lockstep.records import Chunk, HandedBack, JournalRow, Task, TaskResult, Top
 
 T = TypeVar("T")
 
@@ -189,6 +189,7 @@ class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     recorded: list[Raw] = []
     context: Raw | UnsetType = UNSET
     trace_context: str | None = None
+    top: Top | None = None
 
     def task(self, state: bytes) -> Task:
         """The task, with the state that belongs to it."""
@@ -215,6 +216,7 @@ class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
             recorded=tuple(map(bytes, self.recorded)),
             context=None if self.context is UNSET else bytes(self.context),
             trace_context=self.trace_context,
+            top=self.top,
         )
 
 
@@ -256,6 +258,7 @@ def encode_task(task: Task, state_sha256: str | None = None) -> bytes:
             [Raw(calls) for calls in task.recorded],
             UNSET if task.context is None else Raw(task.context),
             task.trace_context,
+            task.top,
         )
     )
 

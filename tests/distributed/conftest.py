@@ -42,6 +42,7 @@ GRAPHS = (
     f"{FLOWS}:rests",
     f"{FLOWS}:nests",
     f"{FLOWS}:asks_below",
+    f"{FLOWS}:speaks_below",
     f"{AUDIT}:graph",
 )
 

@@ -300,3 +300,6 @@ def _without_width(state: State) -> dict[str, Any]:
 
 
 asks_below = Graph(State, name="asks_below").add_node("below", asks).add_edge(START, "below")
+
+
+speaks_below = Graph(State, name="speaks_below").add_node("below", speaks, output={"n": "n"}).add_edge(START, "below")

@@ -71,3 +71,14 @@ def test_cancelling_reaches_the_nodes_of_subgraphs(cluster: Cluster, ledger: Led
     cluster.until(lambda: [child.status.value for child in run.children()] == ["cancelled"] * 2, "they are cancelled")
     assert run.status == "cancelled"
     (ledger.path.parent / (ledger.path.name + "-never")).touch()  # The threads of the nodes end with it.
+
+
+def test_what_a_subgraph_streams_on_a_worker_reaches_who_follows_its_parent(cluster: Cluster) -> None:
+    cluster.coordinator()
+    cluster.worker()
+    run = cluster.client.submit("speaks_below", {"width": 3})
+    events = [event for event in run.stream(["custom"]) if event.data is not None]
+    assert [(event.node_id, event.step_id, event.data["number"]) for event in events] == [
+        ("below/say", 1, number) for number in range(3)
+    ]
+    assert run.result()["n"] == 3

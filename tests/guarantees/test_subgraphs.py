@@ -361,6 +361,29 @@ def test_time_moves_inside_too(eventually: Any) -> None:
         assert run.result(PATIENCE_SECONDS)["notes"] == ["first", "late", "checked None", "last"]
 
 
+# --- streaming
+
+
+def test_what_nodes_inside_stream_comes_to_who_follows_the_top() -> None:
+    def find(state: Inner, ctx: Context) -> Inner:
+        for token in ("a", "b"):
+            ctx.stream({"token": token})
+        return {"notes": ["found"]}
+
+    middle = Graph(Inner, name="middle").add_node("inner", Worked(find).inner).add_edge(START, "inner")
+    graph = Graph(State).add_node("first", lambda state: {"notes": ["first"]}).add_node("middle", middle)
+    graph.add_edge(START, "first").add_edge("first", "middle")
+    with Engine(graph) as engine:
+        events = list(engine.submit({"topic": "bees"}).stream(["custom", "values"]))
+    chunks = [event for event in events if event.mode == "custom"]
+    assert [(event.data, event.node_id, event.step_id) for event in chunks] == [
+        ({"token": "a"}, "middle/inner/find", 2),
+        ({"token": "b"}, "middle/inner/find", 2),
+    ]
+    # before the values of the step that they belong to
+    assert [event.mode for event in events] == ["values", "values", "custom", "custom", "values"]
+
+
 # --- failures
 
 

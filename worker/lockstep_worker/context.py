@@ -18,7 +18,7 @@ from lockstep.costs import Usage, checked_usage
 from lockstep.errors import LockstepError, StateError
 from lockstep.interrupts import Question, Timer
 from lockstep.recording import Call, decode_calls, encode_calls
-from lockstep.records import Chunk, Task
+from lockstep.records import Chunk, Task, Top
 from lockstep.telemetry.spans import RunTrace
 from lockstep.wire import ENGINE_EVENTS, EmittedEvent
 from lockstep_worker.recorder import Recorder
@@ -122,11 +122,13 @@ class NodeContext:
                 f"a chunk of {len(data)} bytes is more than {MAX_CHUNK_BYTES}; stream it in parts, or a reference to it"
             )
         number, self._streamed = self._streamed, self._streamed + 1
+        # What a subgraph's nodes stream comes with the run at the top, to whoever follows that.
+        top = self.task.top or Top(self.run_id, self.step_id, "")
         self._send(
             Chunk(
-                run_id=self.run_id,
-                step_id=self.step_id,
-                node_id=self.node_id,
+                run_id=top.run_id,
+                step_id=top.step_id,
+                node_id=f"{top.node}/{self.node_id}" if top.node else self.node_id,
                 path=self.task.path,
                 attempt=self.attempt,
                 delivery=self.delivery,
