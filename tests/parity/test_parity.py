@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
+from contextlib import suppress
 from typing import Annotated, Any, Literal, TypedDict
 
 import pydantic
@@ -196,6 +197,26 @@ def test_23_what_several_sends_lead_to_runs_once(serve: Serve) -> None:
     graph.add_edge(START, "zero").add_conditional_edges("zero", lambda state: [Send("two", n) for n in (1, 2)], ["two"])
     graph.add_conditional_edges("two", lambda state: "three", ["three"])
     assert run(serve, graph)["docs"] == ["0", "2", "2", "3"]
+
+
+def test_25_at_a_breakpoint_an_update_says_what_is_due_instead(serve: Serve, tally: Tally) -> None:
+    def two(state: Text) -> dict[str, Any]:
+        tally.add("two")
+        return {"text": "|two"}
+
+    graph = Graph(Text).add_node("one", says("|one")).add_node(two).add_edge(START, "one").add_edge("one", "two")
+    with serve(graph, options=Options(interrupt_before=("two",))) as engine:
+        waiting = engine.submit({"text": "abc"})
+        with pytest.raises(RunInterruptedError):
+            waiting.result(PATIENCE_SECONDS)
+        # "two" is due once after this, and not twice: what comes after "one" takes the place of what was due
+        waiting.update_state({"text": "|by hand"}, as_node="one")
+        for _ in range(2):
+            waiting.resume()
+            with suppress(RunInterruptedError):
+                waiting.result(PATIENCE_SECONDS)
+        assert waiting.result(PATIENCE_SECONDS)["text"] == "abc|one|by hand|two"
+    assert tally.counts() == {"two": 1}
 
 
 def test_a_goto_to_nowhere_is_an_error_and_no_silent_end(serve: Serve) -> None:
@@ -424,3 +445,32 @@ def test_47_a_fork_does_not_mix_in_what_its_origin_did(serve: Serve) -> None:
         assert origin.result(PATIENCE_SECONDS)["value"] == 111
         assert origin.fork(0, {"value": 20}, as_node="a").result(PATIENCE_SECONDS)["value"] == 121
         assert origin.result(PATIENCE_SECONDS)["value"] == 111
+
+
+def test_49_a_history_made_by_hand_is_that_of_a_real_run(serve: Serve) -> None:
+    def agent(state: Text) -> dict[str, Any]:
+        return {"docs": ["tool please"]} if len(state["docs"]) == 1 else {"docs": ["answer"]}
+
+    graph = (
+        Graph(Text).add_node(agent).add_node("tool", lists("tool result")).add_edge(START, "agent").add_edge("tool", "agent")
+    )
+    graph.add_conditional_edges("agent", lambda s: "tool" if s["docs"][-1] == "tool please" else END, ["tool", END])
+
+    with serve(graph) as engine:
+        real = engine.submit({"docs": ["question"]})
+        expected = real.result(PATIENCE_SECONDS)["docs"]
+        assert expected == ["question", "tool please", "tool result", "answer"]
+
+        # The same, each node's part by hand: no node runs, and the routers are asked.
+        made = engine.submit({"docs": ["question"]}, options=Options(interrupt_before=("agent", "tool")))
+        for node, docs in (("agent", "tool please"), ("tool", "tool result"), ("agent", "answer")):
+            with pytest.raises(RunInterruptedError):
+                made.result(PATIENCE_SECONDS)
+            made.update_state({"docs": [docs]}, as_node=node)
+            made.resume()
+        assert made.result(PATIENCE_SECONDS)["docs"] == expected
+        # its states are those of the real run, one after the other
+        states = [made.state(step)["docs"] for step in range(made.row().step_id + 1)]
+        assert [state for at, state in enumerate(states) if not at or state != states[at - 1]] == [
+            real.state(step)["docs"] for step in range(real.row().step_id + 1)
+        ]
