@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any, TypedDict
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
 from lockstep import START, Context, Engine, Graph, NodeFailedError, RetryPolicy, RunInterruptedError, Send, interrupt
-from lockstep.telemetry.spans import RunTrace, parsed
+from lockstep.telemetry.otel import BATCH_SPANS, ExportedSpans
+from lockstep.telemetry.spans import RunTrace, Span, parsed
 
 NINE = {
     "run_id": str,
@@ -240,6 +242,41 @@ def test_a_header_survives() -> None:
     context = RunTrace("run", None).step(3)
     assert parsed(context.traceparent) == context
     assert json.dumps(context.traceparent)
+
+
+def test_a_processor_that_raises_fails_no_run() -> None:
+    class Broken(SpanProcessor):
+        def on_end(self, span: ReadableSpan) -> None:
+            raise RuntimeError("the processor is broken")
+
+    graph = Graph(State).add_node("n", lambda state: {"seen": [1]}).add_edge(START, "n")
+    with Engine(graph, traces=Broken()) as engine:
+        assert engine.invoke({})["seen"] == [1]
+        assert engine._running()._spans is not None
+        assert engine._running()._spans.dropped == 4  # The run, its two steps, and the node.
+
+
+def test_an_export_that_raises_costs_its_batch_alone() -> None:
+    class Moody(InMemorySpanExporter):
+        tries = 0
+
+        def export(self, spans: Any) -> Any:
+            self.tries += 1
+            if self.tries == 1:
+                raise RuntimeError("not now")
+            return super().export(spans)
+
+    def span(number: int) -> Span:
+        context = RunTrace(f"run{number}", None).run(0)
+        return Span(name=f"{number}", context=context, parent=None, start_ns=1, end_ns=2, attributes={})
+
+    exporter = Moody()
+    spans = ExportedSpans(exporter, "test")
+    for number in range(BATCH_SPANS + 3):
+        spans.emit(partial(span, number))
+    spans.close()
+    assert spans.dropped == BATCH_SPANS
+    assert [one.name for one in exporter.get_finished_spans()] == [str(BATCH_SPANS + n) for n in range(3)]
 
 
 def test_an_exporter_that_raises_fails_no_run() -> None:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import structlog
 from opentelemetry import trace
 from opentelemetry.context import attach, detach
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -16,6 +17,8 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, NonRecordingSpan, Status, StatusCode, TraceFlags
 
 from lockstep.telemetry.spans import Span, SpanContext
+
+log = structlog.get_logger()
 
 FLUSH_SECONDS = 3.0
 """How long the end of a process waits for the collector to take what is left."""
@@ -63,9 +66,13 @@ class ProcessedSpans(Shared):
 
     def emit(self, make: Callable[[], Span]) -> None:
         """See `Spans`."""
-        span = make()
-        if span.context.sampled:
-            self._processor.on_end(self._readable(span))
+        try:
+            span = make()
+            if span.context.sampled:
+                self._processor.on_end(self._readable(span))
+        except Exception as error:  # of somebody else's processor: it must not end the loop that emits
+            self.dropped += 1
+            log.warning("a span could not be processed", error=repr(error))
 
     def inside(self, context: Callable[[], SpanContext]) -> AbstractContextManager[None]:
         """See `Spans`."""
@@ -103,12 +110,18 @@ class ExportedSpans(Shared):
         while True:
             closing = self._closing.wait(BATCH_SECONDS)
             while self._waiting:
-                made = [self._waiting.popleft()() for _ in range(min(len(self._waiting), BATCH_SPANS))]
-                batch = [self._readable(span) for span in made if span.context.sampled]
-                if batch and self._exporter.export(batch) is not SpanExportResult.SUCCESS:
-                    self.dropped += len(batch)
+                self._send([self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_SPANS))])
             if closing:
                 return
+
+    def _send(self, makes: list[Callable[[], Span]]) -> None:
+        try:
+            batch = [self._readable(span) for span in [make() for make in makes] if span.context.sampled]
+            if batch and self._exporter.export(batch) is not SpanExportResult.SUCCESS:
+                self.dropped += len(batch)
+        except Exception as error:  # of somebody else's exporter: the next batch may go
+            self.dropped += len(makes)
+            log.warning("spans could not be exported", error=repr(error))
 
     def close(self) -> None:
         """Send what is left, for a bounded time: a collector that is away must not keep a process from ending."""
