@@ -94,6 +94,11 @@ def by_hash(graphs: Iterable[CompiledGraph]) -> dict[str, CompiledGraph]:
     return {graph.hash: graph for top in graphs for graph in _with_subgraphs(top)}
 
 
+def queues_of(graphs: Mapping[str, CompiledGraph]) -> list[str]:
+    """The queues that the nodes of these graphs name."""
+    return sorted({node.queue for graph in graphs.values() for node in graph.nodes.values()})
+
+
 def _with_subgraphs(graph: CompiledGraph) -> Iterator[CompiledGraph]:
     yield graph
     for node in graph.nodes.values():

@@ -13,7 +13,7 @@ import msgspec
 from lockstep.backend import ReplayReport
 from lockstep.broker.inprocess import InProcessBroker
 from lockstep.broker.live import HubReader, LiveHub
-from lockstep.compiled import CompiledGraph, serving
+from lockstep.compiled import CompiledGraph, queues_of, serving
 from lockstep.core.lifecycle import SETTLED
 from lockstep.core.merge import Schema
 from lockstep.errors import ConfigurationError, GraphVersionError, LockstepError, StoreUnavailableError
@@ -71,7 +71,7 @@ class Embedded:
         self._lock = threading.Lock()
         self._error: Exception | None = None
         self._closed = False
-        self._queues = sorted({node.queue for graph in graphs.values() for node in graph.nodes.values()})
+        self._queues = queues_of(graphs)
         self.store: Store = open_store(url)
         self._lease = LeaseKeeper(self.store, on_loss=self._lose_lease)
         self.lease_id = self._lease.lease_id

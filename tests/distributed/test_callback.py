@@ -68,7 +68,9 @@ def test_an_answer_comes_by_its_link_when_all_others_have_died(cluster: Cluster,
         assert answered(callback_path(KEY, "run", other.id), 3) == (202, "taken\n")
         cluster.coordinator()
         cluster.worker()
-        state = run.result(PATIENCE_SECONDS)
+        # Nobody has told this `run` of the answers, so it may still be at rest for it.
+        cluster.until(lambda: run.status == "succeeded", "it ends")
+        state = run.result()
         assert (state["n"], state["width"]) == (7, 3)
         assert answered(mine, 8) == (404, "nobody waits for this answer any more\n")
     finally:

@@ -6,12 +6,13 @@ import os
 import re
 import subprocess
 import sys
-import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 from tests.distributed.conftest import FLOWS, Cluster
 from tests.house.test_docs import NEED_SERVERS
+from tests.servers import free_port
 
 from lockstep.store import open_store
 
@@ -65,6 +66,15 @@ def commands() -> dict[str, list[str]]:
     return {page: lines for page, lines in found.items() if lines and page != "README.md"}
 
 
+def answers(port: int) -> bool:
+    """Whether a process says that it can do its work."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
 @pytest.mark.parametrize(("page", "lines"), commands().items(), ids=commands())
 def test_the_commands_of_a_page_work(cluster: Cluster, page: str, lines: list[str], tmp_path: Path) -> None:
     # given the files and runs that pages speak of: order-42 has ended, order-7 asks something
@@ -89,16 +99,17 @@ def test_the_commands_of_a_page_work(cluster: Cluster, page: str, lines: list[st
         if line in ELSEWHERE or line.startswith("export "):
             continue
         assert line.startswith("lockstep "), line
+        port = free_port()
         process = subprocess.Popen(
             ["bash", "-c", f"exec {line}"],
             cwd=here,
-            env=environment,
+            env={**environment, "LOCKSTEP_METRICS_PORT": str(port)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         if line.startswith(ENDLESS):
-            time.sleep(3)  # It would have said by now that something is wrong, and ended.
+            cluster.until(lambda port=port, process=process: process.poll() is not None or answers(port), "it serves")
             assert process.poll() is None, (line, process.communicate()[0])
             process.terminate()
         said, _ = process.communicate(timeout=60)

@@ -25,7 +25,7 @@ from lockstep.models import instance_of, values_of
 from lockstep.records import Task
 from lockstep.wire import encode_outcome
 from lockstep_worker.context import NodeContext
-from lockstep_worker.subgraphs import call_subgraph, loaded_payload
+from lockstep_worker.subgraphs import call_subgraph
 
 T = TypeVar("T")
 
@@ -128,7 +128,7 @@ def _argument(graph: CompiledGraph, task: Task) -> Any:
     schema = graph.program.schema
     if task.payload is None:
         return instance_of(graph.state, schema.loaded(json.loads(task.state)))
-    return loaded_payload(schema, task.payload)
+    return schema.loaded_payload(task.payload)
 
 
 def _writes(schema: Schema, node_id: str, update: Any) -> Iterator[Write]:

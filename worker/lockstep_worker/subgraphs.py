@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,7 +68,7 @@ async def _returned(graph: CompiledGraph, subgraph: Subgraph, end: Result) -> An
 
 def _commands(schema: Schema, up: Finished) -> list[Any]:
     sends = [
-        route.node_id if route.payload is None else Send(route.node_id, loaded_payload(schema, route.payload))
+        route.node_id if route.payload is None else Send(route.node_id, schema.loaded_payload(route.payload))
         for route in up.routes
     ]
     return [*({write.field: _value(schema, write)} for write in up.writes), Command(goto=sends)]
@@ -78,11 +77,3 @@ def _commands(schema: Schema, up: Finished) -> list[Any]:
 def _value(schema: Schema, write: Write) -> Any:
     value = schema.field(write.field).loaded(write.value)
     return Overwrite(value) if write.overwrite else value
-
-
-def loaded_payload(schema: Schema, data: bytes) -> Any:
-    """What a Send carries, as the node gets it: state fields as their annotations say."""
-    payload = json.loads(data)
-    if not isinstance(payload, dict):
-        return payload
-    return {name: schema.fields[name].loaded(value) if name in schema.fields else value for name, value in payload.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -65,20 +64,16 @@ class CallbackServer:
             raise ConfigurationError(
                 f"--port: {host}:{port} cannot be opened ({error.strerror}); choose another", option="port"
             ) from None
-        self.port: int = self._server.server_port
-        self._begun = threading.Event()
 
     def run(self) -> None:
         """Serve until `stop`."""
-        log.info("taking answers", port=self.port)
-        self._begun.set()
+        log.info("taking answers", port=self._server.server_port)
         self._server.serve_forever()
         self._server.server_close()
 
     def stop(self) -> None:
-        """Make `run` return."""
-        if self._begun.is_set():
-            self._server.shutdown()
+        """Make `run` return; if that has not begun yet, at once when it does."""
+        self._server.shutdown()
 
 
 def _answered(client: Client, key: str, request: BaseHTTPRequestHandler) -> tuple[int, bytes]:

@@ -10,11 +10,11 @@ from lockstep.broker.redis import RedisBroker
 from lockstep.broker.signing import Signer
 from lockstep.cli.load import load_graphs
 from lockstep.cli.options import graphs_option, redis_option, sinks_option, store_option
-from lockstep.cli.reading import coordinates, queues_of, read_coordinator, read_queues
+from lockstep.cli.reading import coordinates, read_coordinator, read_queues
 from lockstep.cli.relay import relay_beside
 from lockstep.cli.serving import run_until_signalled, settle_garbage_collector
 from lockstep.cli.tracing import open_spans
-from lockstep.compiled import by_hash
+from lockstep.compiled import by_hash, queues_of
 from lockstep.config import DEFAULT_REDIS_URL, read_settings
 from lockstep.errors import ConfigurationError
 from lockstep.options import DEFAULTS

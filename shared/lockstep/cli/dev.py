@@ -9,11 +9,11 @@ import click
 from lockstep.broker.inprocess import InProcessBroker
 from lockstep.cli.load import load_graphs, load_prices
 from lockstep.cli.options import sinks_option, store_option
-from lockstep.cli.reading import coordinates, queues_of, read_coordinator, read_queues
+from lockstep.cli.reading import coordinates, read_coordinator, read_queues
 from lockstep.cli.relay import relay_beside
 from lockstep.cli.serving import run_until_signalled
 from lockstep.cli.tracing import open_spans
-from lockstep.compiled import by_hash
+from lockstep.compiled import by_hash, queues_of
 from lockstep.config import masked, read_settings
 from lockstep.errors import ConfigurationError
 from lockstep.options import DEFAULTS

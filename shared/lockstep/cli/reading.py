@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from lockstep.compiled import CompiledGraph
 from lockstep.errors import BrokerUnavailableError
 from lockstep.telemetry.metrics import Reading, reading_of
 from lockstep_coordinator.process import CoordinatorProcess
-
-
-def queues_of(graphs: Mapping[str, CompiledGraph]) -> list[str]:
-    """The queues that the nodes of these graphs name."""
-    return sorted({node.queue for graph in graphs.values() for node in graph.nodes.values()})
 
 
 def read_coordinator(process: CoordinatorProcess) -> Reading:

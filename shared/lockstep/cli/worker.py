@@ -6,10 +6,9 @@ import click
 
 from lockstep.cli.load import load_graphs, load_prices
 from lockstep.cli.options import graphs_option, redis_option
-from lockstep.cli.reading import queues_of
 from lockstep.cli.serving import settle_garbage_collector
 from lockstep.cli.tracing import open_spans
-from lockstep.compiled import by_hash
+from lockstep.compiled import by_hash, queues_of
 from lockstep.config import DEFAULT_REDIS_URL, read_settings, set_rq_prefix
 from lockstep.telemetry.metrics import Readings
 from lockstep.telemetry.server import Server

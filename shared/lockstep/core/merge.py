@@ -75,6 +75,13 @@ class Schema(msgspec.Struct, frozen=True):
         """A state's JSON values as typed ones."""
         return {name: self.fields[name].loaded(value) for name, value in values.items()}
 
+    def loaded_payload(self, data: bytes) -> Any:
+        """What a Send carries, as its node gets it: the state's fields in it as their annotations say."""
+        payload = json.loads(data)
+        if not isinstance(payload, dict):
+            return payload
+        return {name: self.fields[name].loaded(v) if name in self.fields else v for name, v in payload.items()}
+
     def dumped(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Typed values as JSON ones. Raises StateError, naming the field, for one that the schema does not have."""
         return {self.field(name).name: self.fields[name].dumped(value) for name, value in values.items()}
