@@ -88,6 +88,8 @@ class WorkerProcess:
         self.stopping = False
         """Whether a signal has said to stop, or something has failed."""
         self.failure: Exception | None = None
+        self.takes = False
+        """Whether it has begun to take tasks; from then on it also drains when it is told to stop."""
         self.pulse = Pulse()
         self.redis_errors = 0
         self.link = WorkerLink(url, namespace, self.info, Signer(namespace, signing_keys) if signing_keys else None)
@@ -204,8 +206,8 @@ class WorkerProcess:
 
     def not_ready(self) -> str | None:
         """Why this worker takes nothing at the moment; None: it does."""
-        if self.stopping:
-            return "it is stopping"
+        if self.stopping or not self.takes:
+            return "it is stopping" if self.stopping else "it has not begun to take tasks"
         try:
             self.link.depths()
         except (RedisError, OSError) as error:
@@ -262,6 +264,7 @@ class RqWorker(BaseWorker):
 
     def dequeue_job_and_maintain_ttl(self, timeout: int | None, max_idle_time: int | None = None) -> Any:
         """The next jobs, as soon as slots are free; None when the worker is to stop."""
+        self._process.takes = True
         while not self._process.stopping:
             self._process.pulse.beat()
             try:
